@@ -209,11 +209,13 @@ class SendChunk(Struct, frozen=True):
 
 
 class StoreChunk(Struct, frozen=True):
-    """Keep verified bytes at ``offset`` of the incoming payload ``root`` of ``length`` bytes.
+    """Keep verified bytes at ``offset`` of ``member``'s incoming payload ``root``.
 
-    ``data`` is valid during the effect only; the shell copies it.
+    ``length``: of the whole payload, bytes. ``data`` is valid during the effect only; the shell
+    copies it. Two members may publish equal payloads: spool by (member, root).
     """
 
+    member: NodeId
     root: bytes
     offset: int
     length: int
@@ -221,8 +223,9 @@ class StoreChunk(Struct, frozen=True):
 
 
 class DropPayload(Struct, frozen=True):
-    """An incoming payload, whole or in part, is no longer wanted."""
+    """An incoming payload of ``member``, whole or in part, is no longer wanted."""
 
+    member: NodeId
     root: bytes
 
 

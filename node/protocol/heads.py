@@ -1,0 +1,167 @@
+"""Signed headers: checked in order, remembered as each member's head, compared for contradiction.
+
+Order of checks (cheap before dear, and nothing is believed before the signature): consortium and
+training, epoch, roster, purpose (in the signature), replay, bounds. The payload comes after that.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+from crypto.identity import NodeId
+from crypto.purposes import HEADER
+from node.errors import BadSignature, Foreign, OutOfBounds, Replayed
+from node.protocol.context import Context
+from node.protocol.frames import decode_header
+from node.types.events import Equivocation
+from node.types.events import Quarantine as QuarantineRecord
+from node.types.messages import HEADS_MAX, Header, SignedHeader
+
+# Header digests kept per member to meet a contradiction: 32 versions are at least 8 flooding periods
+RECENT_MAX: Final = 32
+# Verified headers kept by their bytes: 8 flooding periods of HEADS_MAX heads, some 200 KiB
+VERIFIED_MAX: Final = 8 * HEADS_MAX
+
+
+class Head(NamedTuple):
+    """A verified header: as signed, and as parsed."""
+
+    signed: SignedHeader
+    header: Header
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Newer heads compare greater."""
+        return (self.header.incarnation, self.header.version, self.header.mixed_round)
+
+
+class HeadBook:
+    """The newest verified head of every member, and what contradicts it."""
+
+    def __init__(self, context: Context, floors: dict[NodeId, SignedHeader]) -> None:
+        self._context = context
+        self.newest: dict[NodeId, Head] = {}
+        self.quarantined: dict[NodeId, QuarantineRecord] = {}
+        self._recent: dict[NodeId, OrderedDict[tuple[int, bytes, int], Head]] = {}
+        self._verified: OrderedDict[bytes, Head] = OrderedDict()
+        for member in sorted(floors):
+            self._remember(Head(floors[member], decode_header(floors[member].header)))
+
+    def check(self, signed: SignedHeader) -> Head:
+        """Verify a header of another member, whoever relayed it.
+
+        Raises MalformedFrame, Foreign, BadSignature, Replayed or OutOfBounds. A contradiction
+        with a known header quarantines the sender and raises Replayed.
+        """
+        known = self._known(signed)
+        if known is not None:
+            return known
+        header = decode_header(signed.header)
+        sender = NodeId(header.sender)
+        self._check_place(header)
+        if sender in self.quarantined:
+            raise Foreign("its sender contradicted itself and is in quarantine")
+        key = self._context.roster.members[sender].node_key
+        if not self._context.verify(key, HEADER, signed.header, signed.signature):
+            raise BadSignature("header signature does not verify")
+        head = Head(signed, header)
+        self._check_contradiction(head)
+        self._check_boot(head)
+        self._check_bounds(header)
+        self._remember(head)
+        return head
+
+    def proves_own(self, signed: SignedHeader) -> Header | None:
+        """The header, if it is one that this node's own key signed for this training."""
+        header = decode_header(signed.header)
+        self._check_place(header, own=True)
+        key = self._context.self_member.node_key
+        if not self._context.verify(key, HEADER, signed.header, signed.signature):
+            raise BadSignature("a header said to be this node's own does not verify")
+        return header
+
+    def round_of(self, member: NodeId) -> int:
+        """The newest round label signed by ``member``; 0 if none is known."""
+        head = self.newest.get(member)
+        return head.header.round if head else 0
+
+    def sample(self) -> list[SignedHeader]:
+        """Heads to pass on: all up to HEADS_MAX, above that a random sample of them."""
+        members = sorted(self.newest)
+        if len(members) > HEADS_MAX:
+            members = sorted(self._context.rng.sample(members, HEADS_MAX))
+        return [self.newest[member].signed for member in members]
+
+    def _known(self, signed: SignedHeader) -> Head | None:
+        """A head whose exact bytes were verified before: floods bring each one many times."""
+        head = self._verified.get(signed.signature)
+        return head if head is not None and head.signed.header == signed.header else None
+
+    def _check_place(self, header: Header, *, own: bool = False) -> None:
+        context = self._context
+        if header.consortium != context.roster.consortium:
+            raise Foreign("header of another consortium")
+        if header.training != context.pins.training:
+            raise Foreign("header of another training")
+        if header.epoch != context.roster.epoch:
+            raise Foreign(f"header of epoch {header.epoch}, this is epoch {context.roster.epoch}")
+        member = context.roster.members.get(NodeId(header.sender))
+        if member is None:
+            raise Foreign("header of somebody who is not a member")
+        if (member.id == context.me) is not own:
+            raise Foreign("header of the wrong sender")
+        if header.key_version != member.key_version:
+            raise Foreign(f"header under key version {header.key_version}")
+
+    def _check_boot(self, head: Head) -> None:
+        """A header of an older boot is refused once a newer one is known."""
+        newest = self.newest.get(NodeId(head.header.sender))
+        if newest is None:
+            return
+        if head.header.incarnation < newest.header.incarnation:
+            raise Replayed(f"header of incarnation {head.header.incarnation}, a newer is known")
+        same = head.header.incarnation == newest.header.incarnation
+        if same and head.header.boot_id != newest.header.boot_id:
+            raise Replayed("two boots under one incarnation")
+
+    def _check_bounds(self, header: Header) -> None:
+        last = self._context.policy.last_round
+        if header.round > last or header.mixed_round > last:
+            raise OutOfBounds(f"round {header.round}, the training ends at {last}")
+        if header.base is not None and header.base >= header.version:
+            raise OutOfBounds(f"version {header.version} on base {header.base}")
+
+    def _check_contradiction(self, head: Head) -> None:
+        header = head.header
+        sender = NodeId(header.sender)
+        recent = self._recent.get(sender, {})
+        other = recent.get((header.incarnation, header.boot_id, header.version))
+        if other is None or other.header.model == header.model:
+            return
+        self.quarantine(QuarantineRecord(sender, other.signed, head.signed))
+        raise Replayed("two different models under one version: proof of equivocation")
+
+    def quarantine(self, record: QuarantineRecord) -> None:
+        """Nothing more is taken from a member that signed a contradiction."""
+        if record.member in self.quarantined:
+            return
+        self.quarantined[record.member] = record
+        self._context.note(Equivocation(record.member, record.one, record.other))
+        self._context.persist(record)
+
+    def restore_quarantine(self, records: dict[NodeId, QuarantineRecord]) -> None:
+        self.quarantined.update(records)
+
+    def _remember(self, head: Head) -> None:
+        sender = NodeId(head.header.sender)
+        newest = self.newest.get(sender)
+        if newest is None or head.order > newest.order:
+            self.newest[sender] = head
+        recent = self._recent.setdefault(sender, OrderedDict())
+        recent[head.header.incarnation, head.header.boot_id, head.header.version] = head
+        while len(recent) > RECENT_MAX:
+            recent.popitem(last=False)
+        self._verified[head.signed.signature] = head
+        while len(self._verified) > VERIFIED_MAX:
+            self._verified.popitem(last=False)
