@@ -13,7 +13,7 @@ class GrapevineError(Exception):
 
 
 class ConfigError(GrapevineError):
-    """The operator's: a file or an argument. Names file, key, what was found, what would be right."""
+    """The operator's: a file or argument. Names file, key, what was found, what would be right."""
 
     exit_code = 2
 

@@ -60,7 +60,8 @@ def decode(frame: bytes | memoryview) -> Message | Chunk:
     body = frame[_MESSAGE_PREFIX:]
     if zlib.crc32(body) != int.from_bytes(frame[2:_MESSAGE_PREFIX], "big"):
         raise MalformedFrame("checksum does not match")
-    return _typed(_messages, body)
+    message: Message = _typed(_messages, body)
+    return message
 
 
 def _decode_chunk(frame: memoryview) -> Chunk:

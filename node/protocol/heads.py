@@ -54,7 +54,7 @@ class HeadBook:
         Raises MalformedFrame, Foreign, BadSignature, Replayed or OutOfBounds. A contradiction
         with a known header quarantines the sender and raises Replayed.
         """
-        known = self._known(signed)
+        known = self.known(signed)
         if known is not None:
             return known
         header = decode_header(signed.header)
@@ -72,28 +72,26 @@ class HeadBook:
         self._remember(head)
         return head
 
-    def proves_own(self, signed: SignedHeader) -> Header | None:
-        """The header, if it is one that this node's own key signed for this training."""
-        header = decode_header(signed.header)
+    def check_own(self, signed: SignedHeader, header: Header) -> None:
+        """Raises unless this node's own key signed ``header`` for this training."""
         self._check_place(header, own=True)
         key = self._context.self_member.node_key
         if not self._context.verify(key, HEADER, signed.header, signed.signature):
             raise BadSignature("a header said to be this node's own does not verify")
-        return header
 
     def round_of(self, member: NodeId) -> int:
         """The newest round label signed by ``member``; 0 if none is known."""
         head = self.newest.get(member)
         return head.header.round if head else 0
 
-    def sample(self) -> list[SignedHeader]:
-        """Heads to pass on: all up to HEADS_MAX, above that a random sample of them."""
+    def sample(self, most: int = HEADS_MAX) -> list[SignedHeader]:
+        """Heads to pass on: all up to ``most``, above that a random sample of them."""
         members = sorted(self.newest)
-        if len(members) > HEADS_MAX:
-            members = sorted(self._context.rng.sample(members, HEADS_MAX))
+        if len(members) > most:
+            members = sorted(self._context.rng.sample(members, most))
         return [self.newest[member].signed for member in members]
 
-    def _known(self, signed: SignedHeader) -> Head | None:
+    def known(self, signed: SignedHeader) -> Head | None:
         """A head whose exact bytes were verified before: floods bring each one many times."""
         head = self._verified.get(signed.signature)
         return head if head is not None and head.signed.header == signed.header else None
@@ -135,8 +133,9 @@ class HeadBook:
     def _check_contradiction(self, head: Head) -> None:
         header = head.header
         sender = NodeId(header.sender)
-        recent = self._recent.get(sender, {})
-        other = recent.get((header.incarnation, header.boot_id, header.version))
+        recent = self._recent.get(sender)
+        key = (header.incarnation, header.boot_id, header.version)
+        other = recent.get(key) if recent else None
         if other is None or other.header.model == header.model:
             return
         self.quarantine(QuarantineRecord(sender, other.signed, head.signed))

@@ -34,7 +34,7 @@ class Step(Enum):
 
 P, S = Phase, Step
 
-TRANSITIONS: Final = {
+TRANSITIONS: Final[dict[tuple[Phase, Step], Phase]] = {
     (P.STARTING, S.BEHIND): P.CATCHING_UP,
     (P.STARTING, S.TRAIN): P.TRAINING,
     (P.STARTING, S.PUBLISH): P.ENCODING,

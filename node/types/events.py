@@ -178,6 +178,8 @@ class CoreState(Struct, frozen=True, kw_only=True):
     half_edges: int = 0
     late: int = 0
     jumped_at: int = 0  # the round of the last jump
+    mixed_round: int = 0  # the last round mixed (a jump moves ``round`` alone)
+    counted: tuple[NodeId, ...] = ()  # whose edge counted in it
     finished: bool = False
 
 

@@ -1,0 +1,80 @@
+"""How far the others are, without believing any one of them, and what to start again from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from crypto.identity import NodeId
+from node.protocol.context import Context
+from node.protocol.heads import HeadBook
+from node.protocol.links import Links
+from node.protocol.reception import Reception
+
+KEYFRAMES_MIN: Final = 3  # a median of three bears one liar
+JUMP_EVERY: Final = 3  # at most one jump in as many rounds
+FURTHER_MIN: Final = 2
+
+
+def frontier(own: int, neighbours: Sequence[int], further: Sequence[int], *, last: int) -> int:
+    """The round that the consortium is working on, as far as one liar cannot move it.
+
+    own: the label this node would work on next; neighbours: newest labels of all linked
+    neighbours; further: labels that other members signed; last: the training's end.
+    The lower median over self and neighbours; at degree 2 and less a label that two further
+    members attest, where there are two.
+    """
+    labels = sorted([own, *neighbours])
+    target = labels[(len(labels) - 1) // 2]
+    if len(neighbours) <= FURTHER_MIN and len(further) >= FURTHER_MIN:
+        target = sorted(further)[-FURTHER_MIN]
+    return max(own, min(target, last))
+
+
+class CatchUp:
+    """Keyframes of at least three members, gathered from neighbours and through them."""
+
+    def __init__(
+        self, context: Context, links: Links, heads: HeadBook, reception: Reception
+    ) -> None:
+        self._context = context
+        self._links = links
+        self._heads = heads
+        self._reception = reception
+
+    def frontier(self, own: int) -> int:
+        """See the function: with what this node has been shown so far."""
+        neighbours = [
+            max(self._heads.round_of(peer.id), peer.hello.round if peer.hello else 0)
+            for peer in self._links.linked()
+        ]
+        further = [
+            head.header.round
+            for member, head in sorted(self._heads.newest.items())
+            if member not in self._links.peers
+        ]
+        return frontier(own, neighbours, further, last=self._context.policy.last_round)
+
+    def gather(self, own: int) -> None:
+        """Ask neighbours for keyframes of members further away."""
+        fresh = self.frontier(own) - self._context.policy.max_staleness
+        for member in sorted(self._heads.newest):
+            if member in self._links.peers or member in self._reception.asked:
+                continue
+            if self._heads.round_of(member) < fresh:
+                continue
+            for peer in self._links.linked():
+                if member in self._context.roster.members[peer.id].neighbours:
+                    self._reception.ask(peer, member)
+                    break
+
+    def keyframes(self, own: int) -> tuple[NodeId, ...]:
+        """Members whose public model is held here and no staler than the policy allows."""
+        fresh = self.frontier(own) - self._context.policy.max_staleness
+        held = {p.id: p.replica for p in self._links.peers.values() if p.replica is not None}
+        held.update(self._reception.borrowed)
+        return tuple(
+            member
+            for member in sorted(held)
+            if held[member].head.header.round >= fresh and member not in self._heads.quarantined
+        )

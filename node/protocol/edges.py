@@ -1,0 +1,65 @@
+"""Which replicas a round may mix, with which weight; and who is missing, and why.
+
+An edge counts for node i in a round when i has applied j's version of that round *and* holds j's
+Have for its own: then both ends use it alike, and the weighted sum of all models is conserved.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from node.protocol.peers import Peer
+from node.types.events import Source
+from node.types.roster import Member
+from topology.weigh import neighbour_weight
+
+
+class Use(NamedTuple):
+    """How one neighbour enters a mix; ``why`` says why it does not."""
+
+    source: Source | None
+    mutual: bool = False
+    why: str = ""
+
+
+def counts(peer: Peer, round_: int, version: int) -> bool:
+    """Whether both ends hold each other's version of this round."""
+    replica = peer.replica
+    return (
+        replica is not None
+        and replica.head.header.round == round_
+        and peer.have_version >= version > 0
+    )
+
+
+def use(me: Member, other: Member, peer: Peer, *, round_: int, version: int, stale_max: int) -> Use:
+    """What to do with ``peer`` in the mix of ``round_`` after own ``version`` was published."""
+    replica = peer.replica
+    if replica is None:
+        return Use(None, why=peer.down_why if not peer.linked else "no version from it yet")
+    label = replica.head.header.round
+    if label == round_:
+        if counts(peer, round_, version):
+            return Use(Source(peer.id, weight(me, other, 0), 0), mutual=True)
+        return Use(None, why=_unacknowledged(peer, version))
+    age = max(0, round_ - label)
+    if label <= peer.mixed_round:
+        why = "its version did not come in time" if peer.linked else peer.down_why
+        return Use(None, why=why)
+    if age > stale_max:
+        return Use(None, why=f"{age} rounds behind, at most {stale_max} are used")
+    return Use(Source(peer.id, weight(me, other, age), age))
+
+
+def weight(me: Member, other: Member, age: int) -> float:
+    """Metropolis–Hastings by samples, discounted by (1 + age)^-1/2 for a late version."""
+    base = neighbour_weight(me.samples, len(me.neighbours), other.samples, len(other.neighbours))
+    return float(base * (1 + age) ** -0.5)
+
+
+def _unacknowledged(peer: Peer, version: int) -> str:
+    if not peer.linked:
+        return peer.down_why
+    if peer.refused_version >= version:
+        return f"it refused ours: {peer.refused_why}"
+    return "it did not acknowledge ours in time"

@@ -1,0 +1,210 @@
+"""Versions of others: from an offer through checks, chunks and Apply to a replica and a Have.
+
+A version waits in ``ready`` while it must not be applied: during a mix, and when it would replace
+the replica of the round in hand by a later one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from crypto.hashing import root as root_of
+from crypto.identity import NodeId
+from node.errors import Foreign, OutOfBounds, RemoteProtocolError, Replayed
+from node.protocol.context import Context
+from node.protocol.frames import encode
+from node.protocol.heads import Head, HeadBook
+from node.protocol.incoming import ChunkDigest, Transfer, Transfers, verify_leaves
+from node.protocol.links import Links
+from node.protocol.peers import Peer, Replica
+from node.types.events import Applied, Apply, DropPayload, Forget, Receipt, Received, StoreChunk
+from node.types.messages import LEAF_BYTES, PRESENCE, Ask, Chunk, Have, Offer
+
+CODECS: Final = ("full",)
+
+
+class BadModel(RemoteProtocolError):
+    """Signed and whole, but not a model that may be mixed."""
+
+    reason = "model"
+
+
+class Reception:
+    """Everything between an Offer and a replica."""
+
+    def __init__(self, context: Context, links: Links, heads: HeadBook) -> None:
+        self._context = context
+        self._links = links
+        self._heads = heads
+        self.transfers = Transfers(context)
+        self.ready: dict[NodeId, Transfer] = {}
+        self.applying: dict[NodeId, Transfer] = {}
+        self.borrowed: dict[NodeId, Replica] = {}  # keyframes of non-neighbours, for a Rebase
+        self.asked: set[NodeId] = set()
+        self._refused: dict[NodeId, tuple[int, int]] = {}  # versions found to be no models
+
+    # ── from the wire ──
+
+    def offer(self, peer: Peer, frame: bytes | memoryview, offer: Offer) -> None:
+        """Take an Offer. Raises RemoteProtocolError for whatever is wrong with it."""
+        head = self._heads.check(offer.signed)
+        sender = NodeId(head.header.sender)
+        if sender != peer.id and sender not in self.asked:
+            raise Foreign(f"offers a model of {self._context.roster.name(sender)}, not asked for")
+        self._check_schema(head, offer)
+        if not self._is_news(peer, sender, head):
+            return
+        if offer.payload is None:
+            self.transfers.begin(head, peer=peer.id, offer=bytes(frame), leaves=offer.leaves)
+            return
+        self._check_inline(head, offer)
+        self.transfers.cancel(sender)
+        header = head.header
+        whole = Transfer(head, peer.id, bytes(frame), offer.leaves, missing=[])
+        self._context.emit(StoreChunk(sender, header.root, 0, header.length, offer.payload))
+        self._complete(whole)
+
+    def chunk(self, peer: Peer, chunk: Chunk) -> None:
+        done = self.transfers.receive(peer.id, chunk)
+        if done is not None:
+            self._complete(done)
+
+    def ask(self, peer: Peer, member: NodeId) -> None:
+        """Ask ``peer`` for the newest keyframe of a member that is not our neighbour."""
+        self.asked.add(member)
+        self._links.send(peer, encode(Ask(member)))
+
+    def relay(self, peer: Peer, member: NodeId) -> None:
+        """Answer an Ask with the offer as its publisher signed it."""
+        other = self._links.peers.get(member)
+        if other is not None and other.replica is not None and member != peer.id:
+            self._links.send(peer, other.replica.offer)
+
+    def kept_length(self, root: bytes) -> int | None:
+        """Length in bytes of a replica that this node can serve, if it holds ``root``."""
+        for peer in self._links.peers.values():
+            if peer.replica is not None and peer.replica.head.header.root == root:
+                return peer.replica.head.header.length
+        return None
+
+    # ── applying ──
+
+    def pump(self, may_apply: Callable[[Peer | None, Head], bool]) -> None:
+        """Apply what is complete and may be applied now."""
+        for member in sorted(self.ready):
+            transfer = self.ready[member]
+            if member in self.applying:
+                continue
+            if not may_apply(self._links.peers.get(member), transfer.head):
+                continue
+            del self.ready[member]
+            self.applying[member] = transfer
+            header = transfer.head.header
+            self._context.emit(Apply(member, header.root, header))
+
+    def applied(self, event: Applied) -> Peer | None:
+        """The learner's verdict. Returns the neighbour whose replica is new, if it is one."""
+        transfer = self.applying.pop(event.member)
+        header = transfer.head.header
+        peer = self._links.peers.get(event.member)
+        if not event.ok:
+            self._refused[event.member] = (header.incarnation, header.version)
+            self.borrowed.pop(event.member, None)
+            if peer is not None:
+                peer.replica = None
+                self._answer(peer, transfer.head, ok=False, why=event.why)
+            self._context.reject(event.member, BadModel(event.why))
+            return None
+        replica = Replica(transfer.head, transfer.offer, self._context.now)
+        if peer is None:
+            self.borrowed[event.member] = replica
+            return None
+        peer.replica, peer.floor = replica, transfer.head
+        receipt = self._context.persist(Receipt(event.member, transfer.head.signed))
+        self._answer(peer, transfer.head, ok=True, after=receipt)
+        self._context.note(
+            Received(
+                event.member,
+                header.incarnation,
+                header.boot_id,
+                header.version,
+                header.round,
+                header.model,
+            )
+        )
+        return peer
+
+    def forget_borrowed(self) -> None:
+        for member in sorted(self.borrowed):
+            self._context.emit(Forget(member))
+        self.borrowed.clear()
+        for member in sorted(self.asked):
+            self.transfers.cancel(member)
+            self._drop_ready(member)
+        self.asked.clear()
+
+    # ── checks ──
+
+    def _check_schema(self, head: Head, offer: Offer) -> None:
+        header = head.header
+        if header.kind == PRESENCE or header.round < 1 or header.version < 1:
+            raise OutOfBounds("an offer without a version")
+        if header.codec not in CODECS:
+            raise OutOfBounds(f"codec '{header.codec}' is not the training's")
+        expected = self._context.pins.payload_bytes
+        if header.length != expected:
+            raise OutOfBounds(f"payload of {header.length} bytes, the schema has {expected}")
+        if header.base is not None or header.model != header.root:
+            raise OutOfBounds("a full payload is a keyframe and its own model")
+        if len(offer.leaves) != 32 * -(-header.length // LEAF_BYTES):
+            raise OutOfBounds("the digest list does not fit the length")
+        if root_of(offer.leaves, header.length) != header.root:
+            raise ChunkDigest("the digest list does not have the root the header names")
+
+    def _check_inline(self, head: Head, offer: Offer) -> None:
+        payload = offer.payload
+        assert payload is not None
+        if len(payload) != head.header.length:
+            raise OutOfBounds(f"inline payload of {len(payload)} bytes, not {head.header.length}")
+        if not verify_leaves(payload, offer.leaves, 0):
+            raise ChunkDigest("the inline payload does not have the digest the header names")
+
+    def _is_news(self, peer: Peer, sender: NodeId, head: Head) -> bool:
+        """False for what is known already. Raises Replayed for what is older than the floor."""
+        header = head.header
+        order = (header.incarnation, header.version)
+        if self._refused.get(sender) == order:
+            raise Replayed("a version that was refused before")
+        owner = self._links.peers.get(sender)
+        floor = owner.floor if owner else None
+        if floor is not None:
+            least = (floor.header.incarnation, floor.header.version)
+            if order < least:
+                raise Replayed(f"version {header.version}, already at {floor.header.version}")
+            if order == least and owner is not None and owner.replica is not None:
+                self._answer(owner, head, ok=True)
+                return False
+        known = self.ready.get(sender) or self.applying.get(sender)
+        if known is not None and known.head.header.root == header.root:
+            return known.head.order < head.order
+        held = self.borrowed.get(sender)
+        return held is None or held.head.order < head.order
+
+    def _answer(
+        self, peer: Peer, head: Head, *, ok: bool, why: str = "", after: int | None = None
+    ) -> None:
+        if peer.linked:
+            header = head.header
+            have = Have(header.incarnation, header.boot_id, header.version, ok, why[:200])
+            self._links.send(peer, encode(have), after)
+
+    def _complete(self, transfer: Transfer) -> None:
+        member = NodeId(transfer.head.header.sender)
+        self._drop_ready(member, unless=transfer.head.header.root)
+        self.ready[member] = transfer
+
+    def _drop_ready(self, member: NodeId, *, unless: bytes = b"") -> None:
+        old = self.ready.pop(member, None)
+        if old is not None and old.head.header.root != unless:
+            self._context.emit(DropPayload(member, old.head.header.root))
