@@ -282,10 +282,11 @@ class Core:
 
     def observe(self, peer: Peer) -> None:
         """Note how long after our own publish this edge became complete."""
-        if self.phase is Phase.COLLECTING and peer.id not in self._observed:
-            if counts(peer, self.current, self.publisher.version):
-                self._observed.add(peer.id)
-                self.arrivals.observe(self.context.now - self._published_at)
+        if self.phase is not Phase.COLLECTING or peer.id in self._observed:
+            return
+        if counts(peer, self.current, self.publisher.version):
+            self._observed.add(peer.id)
+            self.arrivals.observe(self.context.now - self._published_at)
 
     def _observe_late(self, peer: Peer) -> None:
         """A version of a round that is mixed already says how long waiting would have taken."""

@@ -18,7 +18,7 @@ from node.types.events import Equivocation
 from node.types.events import Quarantine as QuarantineRecord
 from node.types.messages import HEADS_MAX, Header, SignedHeader
 
-# Header digests kept per member to meet a contradiction: 32 versions are at least 8 flooding periods
+# Headers kept per member to meet a contradiction: 32 versions are at least 8 flooding periods
 RECENT_MAX: Final = 32
 # Verified headers kept by their bytes: 8 flooding periods of HEADS_MAX heads, some 200 KiB
 VERIFIED_MAX: Final = 8 * HEADS_MAX
