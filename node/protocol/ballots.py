@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from statistics import median
+from typing import Final
 
 from crypto.identity import NodeId
 from crypto.purposes import STATEMENT
@@ -11,6 +12,8 @@ from node.errors import BadSignature, Foreign, OutOfBounds
 from node.protocol.context import Context
 from node.protocol.frames import decode_ballot, encode_ballot
 from node.types.messages import Ballot, Score, SignedBallot
+
+LAST: Final = 0  # stands for the last model, which is a candidate too
 
 
 class Ballots:
@@ -48,7 +51,7 @@ class Ballots:
         if not context.verify(key, STATEMENT, signed.ballot, signed.signature):
             raise BadSignature("ballot signature does not verify")
         scores = {score.round: score.value for score in ballot.scores}
-        if set(scores) - set(context.policy.candidates):
+        if set(scores) - {LAST, *context.policy.candidates}:
             raise OutOfBounds("ballot on a round that is no candidate")
         if not all(math.isfinite(value) for value in scores.values()):
             raise OutOfBounds("ballot with a score that is not a number")
@@ -62,13 +65,13 @@ class Ballots:
     def choice(self) -> tuple[int, int]:
         """(round, voters): the candidate with the best median, the latest of equals.
 
-        Round 0, the last model, unless more than half of the members voted.
+        LAST unless more than half of the members voted.
         """
         voters = len(self._scores)
         if 2 * voters <= len(self._context.roster.members):
-            return 0, voters
-        best, chosen = -math.inf, 0
-        for round_ in sorted(self._context.policy.candidates):
+            return LAST, voters
+        best, chosen = -math.inf, LAST
+        for round_ in (*sorted(self._context.policy.candidates), LAST):
             values = [s[round_] for _, s in sorted(self._scores.items()) if round_ in s]
             if 2 * len(values) > len(self._context.roster.members) and median(values) >= best:
                 best, chosen = median(values), round_
