@@ -62,12 +62,10 @@ def update(hyper: Hyper, x: Tensor, grad: Tensor, state: dict[str, Tensor], step
         case "adam":
             first = state["first"].mul_(beta).add_(grad, alpha=1 - beta)
             second = state["second"].mul_(0.999).addcmul_(grad, grad, value=0.001)
-            scale = -rate / (1 - beta**step)
-            width = (second / (1 - 0.999**step)).sqrt_().add_(1e-8)
-            if isinstance(step, Tensor):
-                x.add_(first.div(width).mul_(scale))
-            else:
-                x.addcdiv_(first, width, value=scale)
+            scale, growth = rate / (1 - beta**step), 1 - 0.999**step
+            if isinstance(step, Tensor):  # counted in float64; the models stay float32
+                scale, growth = scale.float(), growth.float()
+            x.sub_(first / (second / growth).sqrt_().add_(1e-8) * scale)
         case _:  # pragma: no cover - build() lets no other name through
             raise AssertionError(hyper.name)
 

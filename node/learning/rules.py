@@ -91,22 +91,26 @@ def clip(
         for weight, away in zip(weights, distances, strict=True)
     ]
     out = torch.empty_like(own) if out is None else out
+    into, sources = out.numpy(), [replica.numpy() for replica in replicas]
     for block in _blocks(own.numel(), 8, 3):
-        centre = own[block].numpy().astype(np.float64)
+        centre = own.numpy()[block].astype(np.float64)
         total = centre.copy()
-        for replica, scale in zip(replicas, scales, strict=True):
-            total += scale * (replica[block].numpy() - centre)
-        out[block].numpy()[:] = total
+        for source, scale in zip(sources, scales, strict=True):
+            total += scale * (source[block] - centre)
+        into[block] = total
     return out
 
 
 def distance(one: Tensor, other: Tensor | None = None) -> float:
     """‖one − other‖ (‖one‖ where there is no other), summed in float64."""
     total = 0.0
-    for block in _blocks(one.numel(), 8, 2):
-        piece = one[block].numpy().astype(np.float64)
-        if other is not None:
-            piece -= other[block].numpy()
+    values = one.numpy()
+    origin = None if other is None else other.numpy()
+    for block in _blocks(len(values), 8, 2):
+        if origin is None:
+            piece = values[block].astype(np.float64)
+        else:
+            piece = np.subtract(values[block], origin[block], dtype=np.float64)
         total += float(np.dot(piece, piece))
     return float(total**0.5)
 

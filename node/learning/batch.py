@@ -1,0 +1,260 @@
+"""Training, mixing and evaluating many learners at once, for the simulation.
+
+Learners whose models have one shape and one optimiser are stacked; the others run one by one.
+Results are those of the single methods up to rounding, and bit-equal whatever the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from msgspec import Struct
+from torch import Tensor
+
+from node.learning import metrics
+from node.learning.learner import Learner
+from node.learning.metrics import Metrics
+from node.learning.optimizers import FlatOptimizer, update
+from node.learning.sampling import padded_width
+from node.learning.stacked import Kernel, kernel
+from node.learning.task import Rows, Table
+from node.types.events import Mix, Mixed, Trained
+
+T = TypeVar("T")
+
+# Stacks that outgrow the processor's caches are slower, model for model: 32 digits models with
+# gradients, momentum and a few batches are about 2 MB.
+_FLOATS_AT_ONCE: Final = 80_000
+_STEPS_AT_ONCE: Final = 8  # batches gathered together
+
+_kernels: WeakKeyDictionary[Learner, tuple[Kernel | None]] = WeakKeyDictionary()
+
+
+def train_batch(jobs: Sequence[tuple[Learner, int]]) -> list[Trained]:
+    """What ``learner.train(round)`` does for each job, in the jobs' order. No learner twice."""
+    found: list[Trained | None] = [None] * len(jobs)
+    stacked = []
+    for index, (learner, round_) in enumerate(jobs):
+        made = _stackable(learner)
+        if made is None:
+            found[index] = learner.train(round_)
+        else:
+            stacked.append(_Job(index, learner, made, round_))
+    for group in _groups(stacked, lambda job: job.key):
+        # longest first: those still training are always the first rows of the stack
+        group.sort(key=lambda job: -len(job.plan))
+        for some in _chunks(group, group[0].learner):
+            _train(some)
+            for job in some:
+                steps = len(job.plan)
+                loss = job.total / steps if steps else None
+                found[job.index] = Trained(round=job.round_, loss=loss, steps=steps)
+    return [trained for trained in found if trained is not None]
+
+
+def mix_batch(jobs: Sequence[tuple[Learner, Mix]]) -> list[Mixed]:
+    """What ``learner.mix(effect)`` does for each job. One by one: a mix is a few fused passes."""
+    return [learner.mix(effect) for learner, effect in jobs]
+
+
+def evaluate_batch(learners: Sequence[Learner]) -> list[Metrics]:
+    """What ``learner.evaluate()`` gives for each learner."""
+    figures: list[dict[str, Any]] = [{} for _ in learners]
+    stacked = []
+    for index, learner in enumerate(learners):
+        made = _kernel(learner)
+        tests = (learner.task.test, learner.task.own_test)
+        if made is None or not all(rows is None or isinstance(rows, Table) for rows in tests):
+            figures[index] = {"alone": learner.evaluate()}
+        else:
+            stacked.append((index, learner, made))
+    for group in _groups(stacked, lambda item: (item[2].key, _shape(item[1]))):
+        for some in _chunks(group, group[0][1]):
+            models = torch.stack([learner.vector.flat.detach() for _, learner, _ in some])
+            for prefix in ("", "own_"):
+                _evaluate(some, models, prefix, figures)
+    return [found.get("alone") or Metrics(**found) for found in figures]
+
+
+class _Job(Struct, eq=False):
+    index: int
+    learner: Learner
+    kernel: Kernel
+    round_: int
+    plan: tuple[Tensor, ...] = ()
+    width: int = 0
+    key: Hashable = None
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        learner = self.learner
+        self.plan = learner.plan(self.round_)
+        self.width = padded_width(learner.task.rows, learner.settings)
+        optimizer = learner.optimizer
+        assert isinstance(optimizer, FlatOptimizer)
+        self.key = (self.kernel.key, _shape(learner), optimizer.hyper, self.width)
+
+
+def _train(jobs: list[_Job]) -> None:
+    learners = [job.learner for job in jobs]
+    own = [learner.optimizer for learner in learners]
+    optimizers = [each for each in own if isinstance(each, FlatOptimizer)]
+    for learner, optimizer in zip(learners, optimizers, strict=True):
+        learner.trained_outside()
+        optimizer.begin()
+    hyper, gradients = optimizers[0].hyper, jobs[0].kernel.gradients
+    models = torch.stack([learner.vector.flat.detach() for learner in learners])
+    slopes = torch.empty_like(models)
+    state = {
+        key: torch.stack([each.vectors[key] for each in optimizers])
+        for key in optimizers[0].vectors
+    }
+    counts = torch.tensor([[float(each.count)] for each in optimizers], dtype=torch.float64)
+    totals = torch.zeros(len(jobs))
+    steps = len(jobs[0].plan)
+    for start in range(0, steps, _STEPS_AT_ONCE):
+        active = [job for job in jobs if len(job.plan) > start]
+        x, y, w = _gather(active, start, min(steps, start + _STEPS_AT_ONCE))
+        for at in range(x.shape[1]):
+            n = sum(len(job.plan) > start + at for job in active)
+            totals[:n] += gradients(models[:n], slopes[:n], x[:n, at], y[:n, at], w[:n, at])
+            vectors = {key: stack[:n] for key, stack in state.items()}
+            update(hyper, models[:n], slopes[:n], vectors, counts[:n] + (start + at + 1))
+    for row, (job, optimizer) in enumerate(zip(jobs, optimizers, strict=True)):
+        job.learner.vector.flat.detach().copy_(models[row])
+        for key, stack in state.items():
+            optimizer.vectors[key].copy_(stack[row])
+        optimizer.count += len(job.plan)
+        optimizer.taken += len(job.plan)
+    for job, total in zip(jobs, totals.tolist(), strict=True):
+        job.total = total
+
+
+def _gather(jobs: list[_Job], start: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Batches of steps [start, end): x (n, steps, width, …), y and weights (n, steps, width).
+
+    Batches smaller than the width are filled up with their first row, at weight 0.
+    """
+    steps, width = end - start, jobs[0].width
+    table = _rows(jobs[0])
+    x = torch.empty((len(jobs), steps, width, *table.x.shape[1:]), dtype=table.x.dtype)
+    y = torch.empty((len(jobs), steps, width), dtype=table.y.dtype)
+    w = torch.full((len(jobs), steps, width), 1 / width)
+    for row, job in enumerate(jobs):
+        plan = job.plan[start:end]
+        if len(plan) == steps and all(len(batch) == width for batch in plan):
+            indices = torch.cat(plan)
+        else:
+            filled = torch.empty((steps, width), dtype=torch.int64)
+            for step in range(steps):
+                batch = plan[min(step, len(plan) - 1)]
+                filled[step] = batch[0]
+                filled[step, : len(batch)] = batch
+                w[row, step] = 0
+                w[row, step, : len(batch)] = 1 / len(batch)
+            indices = filled.view(-1)
+        table = _rows(job)
+        torch.index_select(table.x, 0, indices, out=x[row].view(-1, *table.x.shape[1:]))
+        torch.index_select(table.y, 0, indices, out=y[row].view(-1))
+    return x, y, w
+
+
+def _evaluate(
+    some: Sequence[tuple[int, Learner, Kernel]],
+    models: Tensor,
+    prefix: str,
+    figures: list[dict[str, Any]],
+) -> None:
+    """Fill in the figures on the common ("") or own ("own_") test rows.
+
+    Rows are padded to a power of two where members have their own, so that the shape of the
+    computation depends on the member alone.
+    """
+    tests: list[tuple[int, Table]] = []
+    for row, (_, learner, _) in enumerate(some):
+        rows: Rows | None = learner.task.own_test if prefix else learner.task.test
+        if isinstance(rows, Table) and len(rows):
+            tests.append((row, rows))
+    for alike in _groups(tests, lambda item: id(item[1]) if not prefix else _bucket(item[1])):
+        chosen = [row for row, _ in alike]
+        stack = models if len(chosen) == len(models) else models[chosen]
+        x, y, w = _tests([table for _, table in alike], shared=not prefix)
+        first = some[chosen[0]]
+        with torch.inference_mode():
+            outputs = first[2].outputs(stack, x)
+            losses = first[2].losses(outputs, y, w).tolist()
+        classes = first[1].task.metric != "loss"
+        right: list[int] = []
+        if classes:
+            right = ((outputs.argmax(2) == y) & (w > 0)).sum(1).tolist()
+        for place, (row, table) in enumerate(alike):
+            count = len(table)
+            found: dict[str, Any] = {"rows": count, "loss": losses[place]}
+            if classes:
+                found["correct"] = right[place]
+                found["accuracy"] = right[place] / count
+                values = metrics.scores(outputs[place, :count])
+                if values is not None:
+                    found["auroc"] = metrics.auroc(values, table.y)
+            figures[some[row][0]] |= {prefix + key: value for key, value in found.items()}
+
+
+def _tests(tables: Sequence[Table], *, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
+    table = tables[0]
+    n, count = len(tables), len(table)
+    if shared:
+        w = torch.full((n, count), 1 / count)
+        return table.x, table.y.expand(n, count), w
+    size = _bucket(table)
+    x = torch.zeros((n, size, *table.x.shape[1:]))
+    y = torch.zeros((n, size), dtype=table.y.dtype)
+    w = torch.zeros((n, size))
+    for row, each in enumerate(tables):
+        x[row, : len(each)] = each.x
+        y[row, : len(each)] = each.y
+        w[row, : len(each)] = 1 / len(each)
+    return x, y, w
+
+
+def _bucket(table: Table) -> int:
+    return 1 << max(0, len(table) - 1).bit_length()
+
+
+def _stackable(learner: Learner) -> Kernel | None:
+    if not isinstance(learner.optimizer, FlatOptimizer):
+        return None
+    if not isinstance(learner.task.train, Table) or learner.x.device.type != "cpu":
+        return None
+    return _kernel(learner)
+
+
+def _kernel(learner: Learner) -> Kernel | None:
+    if learner not in _kernels:
+        _kernels[learner] = (kernel(learner),)
+    return _kernels[learner][0]
+
+
+def _shape(learner: Learner) -> Hashable:
+    return learner.vector.flat.numel()
+
+
+def _rows(job: _Job) -> Table:
+    table = job.learner.task.train
+    assert isinstance(table, Table)
+    return table
+
+
+def _groups(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
+    """Items of one key together, groups and items in the order of their first appearance."""
+    groups: dict[Hashable, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
+
+
+def _chunks(items: list[T], learner: Learner) -> list[list[T]]:
+    size = max(1, _FLOATS_AT_ONCE // learner.vector.flat.numel())
+    return [items[at : at + size] for at in range(0, len(items), size)]
