@@ -1,33 +1,44 @@
-"""Digests of large buffers: BLAKE3 over 64 KiB leaves, and one root over the list of them.
+"""The digest of a payload: BLAKE3 over a flat list of the digests of its 64 KiB leaves.
 
-A receiver checks each chunk against its leaves as it arrives; the root stands in the signed header.
+The list lets a receiver check every chunk on arrival and in any order; the root binds the list
+and the total length. One thread: a second one gave 2 % more where this was measured, and the
+cores of a node are busy with training.
 """
 
 from __future__ import annotations
 
+from collections.abc import Buffer
 from typing import Final
 
 from blake3 import blake3
 
-LEAF: Final = 65536  # bytes
+LEAF: Final = 65536  # bytes; the wire's LEAF_BYTES
 DIGEST_BYTES: Final = 32
-_ROOT: Final = b"grapevine/1 root\x00"
+
+# BLAKE3's key derivation mode separates a root from the digest of a leaf with the same bytes.
+_ROOT_CONTEXT: Final = "grapevine/1 payload root"
 
 
-def leaf_digests(buffer: bytes | bytearray | memoryview) -> bytes:
-    """The 32-byte digests of the 64 KiB leaves of ``buffer``, joined; none for an empty one."""
-    view = memoryview(buffer).cast("B")
+def leaf_digests(buffer: Buffer) -> bytes:
+    """The BLAKE3 digests (32 bytes each) of the 64 KiB leaves of ``buffer``, concatenated.
+
+    The last leaf may be shorter; no bytes have no leaves. ``buffer``: any C-contiguous buffer.
+    """
+    view = memoryview(buffer)
+    if not view.nbytes:
+        return b""
+    view = view.cast("B")
     return b"".join(
-        blake3(view[start : start + LEAF]).digest() for start in range(0, len(view), LEAF)
+        [blake3(view[start : start + LEAF]).digest() for start in range(0, len(view), LEAF)]
     )
 
 
-def root(leaves: bytes, length: int) -> bytes:
-    """The root (32 bytes) over joined leaf digests of a buffer of ``length`` bytes."""
-    return blake3(_ROOT + length.to_bytes(8, "big") + leaves).digest()
+def root(leaves: bytes | memoryview, length: int) -> bytes:
+    """The payload's root (32 bytes), from its leaves' digests and its ``length`` in bytes."""
+    hasher = blake3(length.to_bytes(8, "little"), derive_key_context=_ROOT_CONTEXT)
+    return hasher.update(leaves).digest()
 
 
-def tree_digest(buffer: bytes | bytearray | memoryview) -> bytes:
-    """``root(leaf_digests(buffer), len(buffer))``: the digest of a model."""
-    view = memoryview(buffer).cast("B")
-    return root(leaf_digests(view), len(view))
+def tree_digest(buffer: Buffer) -> bytes:
+    """The root of a whole buffer: ``root(leaf_digests(buffer), length)``."""
+    return root(leaf_digests(buffer), memoryview(buffer).nbytes)

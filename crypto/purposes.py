@@ -1,12 +1,16 @@
-"""What a signature may be for. One made for one purpose never verifies for another."""
+"""What a signature may be for. A signature made for one purpose is worth nothing for another.
+
+A new kind of signed thing gets a line here; ``SigningKey.sign`` refuses what is not listed.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-HEADER: Final = "header"  # a published version, or presence
-STATEMENT: Final = "statement"  # by a member about itself, such as a ballot
-CARD: Final = "card"  # a member's card
-CHARTER: Final = "charter"  # the founding document
+HEADER: Final = "header"  # node key: a published version of a model
+HEAD: Final = "head"  # node key: (sender, version, model digest), flooded to find equivocation
+CARD: Final = "card"  # member key: the member's own description of itself
+CHARTER: Final = "charter"  # member key: a founder's consent to a charter
+STATEMENT: Final = "statement"  # node or member key: what a member states about itself
 
-PURPOSES: Final = frozenset({HEADER, STATEMENT, CARD, CHARTER})
+PURPOSES: Final = frozenset({HEADER, HEAD, CARD, CHARTER, STATEMENT})
