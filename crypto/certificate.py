@@ -111,7 +111,7 @@ def _parse(der: bytes) -> x509.Certificate:
 def _public(certificate: x509.Certificate) -> bytes:
     try:
         key = certificate.public_key()
-    except Exception:  # noqa: BLE001 - foreign parsers raise several kinds; all mean one thing
+    except Exception:
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError("the certificate's key is not Ed25519")

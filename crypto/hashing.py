@@ -7,7 +7,6 @@ cores of a node are busy with training.
 
 from __future__ import annotations
 
-from collections.abc import Buffer
 from typing import Final
 
 from blake3 import blake3
@@ -19,7 +18,7 @@ DIGEST_BYTES: Final = 32
 _ROOT_CONTEXT: Final = "grapevine/1 payload root"
 
 
-def leaf_digests(buffer: Buffer) -> bytes:
+def leaf_digests(buffer: bytes | bytearray | memoryview) -> bytes:
     """The BLAKE3 digests (32 bytes each) of the 64 KiB leaves of ``buffer``, concatenated.
 
     The last leaf may be shorter; no bytes have no leaves. ``buffer``: any C-contiguous buffer.
@@ -39,6 +38,6 @@ def root(leaves: bytes | memoryview, length: int) -> bytes:
     return hasher.update(leaves).digest()
 
 
-def tree_digest(buffer: Buffer) -> bytes:
+def tree_digest(buffer: bytes | bytearray | memoryview) -> bytes:
     """The root of a whole buffer: ``root(leaf_digests(buffer), length)``."""
     return root(leaf_digests(buffer), memoryview(buffer).nbytes)
