@@ -1,0 +1,230 @@
+"""The report's words and tables as HTML: verdict, facts, a row per node, absences, checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from scenarios.record import Alone, NodeRun, Run, level
+from scenarios.report_page import text
+
+# A page that people read: of a thousand nodes the worst are of interest.
+ROWS_MAX: Final = 64
+NAMES_MAX: Final = 6
+
+
+def verdict(run: Run) -> tuple[str, bool]:
+    """What happened, in plain words, and whether it went as it should."""
+    finished, others = run.finished, [n for n in run.nodes if n.ended != "finished"]
+    total = len(run.nodes)
+    whole = "All" if len(finished) == total else f"{len(finished)} of"
+    parts = [f"{whole} {total} nodes finished {run.rounds} rounds."]
+    if others:
+        ends = [f"{node.name} ({node.ended}, round {node.rounds})" for node in others]
+        parts.append(f"Without {_listed(ends)}.")
+    if run.absent:
+        parts.append(f"Took no part at all: {_listed(run.absent)}.")
+    parts += _figures_in_words(run, finished)
+    failed = [check for check in run.checks if not check.ok]
+    if failed:
+        parts.append(f"Not as expected: {_listed([check.name for check in failed])}.")
+    return " ".join(parts), not failed and bool(finished)
+
+
+def _figures_in_words(run: Run, finished: Sequence[NodeRun]) -> list[str]:
+    together = level(node.accuracy for node in finished)
+    if together is None:
+        loss = level(node.loss for node in finished)
+        return [] if loss is None else [f"Mean loss {number(loss.mean)}."]
+    words = [
+        f"On the common test rows the model of the consortium is right in {pct(together.mean)}"
+    ]
+    if together.max > together.min:
+        words[0] += f" ({pct(together.min)} to {pct(together.max)} by node)"
+    if run.baselines:
+        here = {node.name for node in finished}
+        alone = level(a.accuracy for a in run.baselines.local_only if a.node in here)
+        if alone is not None:
+            words.append(f"the same nodes alone in {pct(alone.mean)} (worst {pct(alone.min)})")
+        if run.baselines.pooled is not None and run.baselines.pooled.accuracy is not None:
+            words.append(f"one model on all rows in {pct(run.baselines.pooled.accuracy)}")
+    return [", ".join(words) + "."]
+
+
+def facts(run: Run) -> str:
+    """The run in numbers, as a row of small boxes."""
+    sent = sum(node.sent_bytes for node in run.nodes)
+    auroc = level(node.auroc for node in run.finished)
+    boxes = [
+        ("task", run.task or None),
+        ("engine", run.engine),
+        ("seed", run.seed),
+        ("rounds", f"{run.training_rounds} + {run.rounds - run.training_rounds}"),
+        ("mean AUROC", pct(auroc.mean) if auroc else None),
+        ("consensus distance D", number(run.consensus_distance)),
+        ("D / ‖model‖", number(run.consensus_relative)),
+        ("bytes sent in all", megabytes(sent)),
+        ("wall time", f"{run.wall_s:.1f} s"),
+        ("virtual time", None if run.virtual_s is None else f"{run.virtual_s:.1f} s"),
+    ]
+    items = [
+        f"<li><b>{text(value)}</b><span>{text(name)}</span></li>"
+        for name, value in boxes
+        if value not in (None, "–")
+    ]
+    return f'<ul class="facts">{"".join(items)}</ul>'
+
+
+def nodes(run: Run) -> str:
+    """One row a node: alone, and with the consortium; the pooled model below."""
+    shown = list(run.nodes)
+    more = ""
+    if len(shown) > ROWS_MAX:
+        shown = sorted(shown, key=_worst_first)[:ROWS_MAX]
+        more = f"<p class=soft>The {ROWS_MAX} worst of {len(run.nodes)} nodes.</p>"
+    alone = {a.node: a for a in run.baselines.local_only} if run.baselines else {}
+    with_auroc = any(node.auroc is not None for node in shown)
+    figures = [("accuracy", "accuracy"), ("own_accuracy", "accuracy, own rows")]
+    if with_auroc:
+        figures.insert(1, ("auroc", "AUROC"))
+        figures.append(("own_auroc", "AUROC, own rows"))
+    if all(node.accuracy is None for node in shown):
+        figures = [("loss", "loss")]
+    rows = [_node_row(node, alone.get(node.name), figures) for node in shown]
+    rows += _pooled_row(run, figures)
+    spans = "".join(f'<th class=group colspan="2">{text(label)}</th>' for _, label in figures)
+    under = "<th>alone</th><th>together</th>" * len(figures)
+    head = (
+        f"<tr><th class=l rowspan=2>node</th><th rowspan=2>rows</th>{spans}"
+        "<th rowspan=2>rounds</th><th rowspan=2>sent,<br>received</th>"
+        f"<th class=l rowspan=2>ended</th></tr><tr>{under}</tr>"
+    )
+    return _table(head, rows) + more
+
+
+def _worst_first(node: NodeRun) -> tuple[bool, float, str]:
+    figure = node.accuracy if node.accuracy is not None else -(node.loss or 0.0)
+    return node.ended == "finished", figure, node.name
+
+
+def _node_row(node: NodeRun, alone: Alone | None, figures: Sequence[tuple[str, str]]) -> str:
+    cells = [f"<td class=l>{text(node.name)}</td><td>{node.samples:,}</td>"]
+    for key, _ in figures:
+        show = number if key == "loss" else pct
+        before = show(getattr(alone, key)) if alone else "–"
+        cells.append(f"<td>{before}</td><td>{show(getattr(node, key))}{_interval(node, key)}</td>")
+    good = "ok" if node.ended == "finished" else "no"
+    cells.append(
+        f"<td>{node.rounds}</td>"
+        f"<td>{megabytes(node.sent_bytes)}<br>{megabytes(node.received_bytes)}</td>"
+        f'<td class="l {good}">{text(node.ended)}</td>'
+    )
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _pooled_row(run: Run, figures: Sequence[tuple[str, str]]) -> list[str]:
+    pooled = run.baselines.pooled if run.baselines else None
+    if pooled is None:
+        return []
+    cells = []
+    for key, _ in figures:
+        show = number if key == "loss" else pct
+        cells.append(f"<td></td><td>{show(getattr(pooled, key))}</td>")
+    rows = sum(node.samples for node in run.nodes)
+    return [
+        f"<tr class=sum><td class=l>pooled: one model, all rows</td><td>{rows:,}</td>"
+        f"{''.join(cells)}<td colspan=3></td></tr>"
+    ]
+
+
+def _interval(node: NodeRun, key: str) -> str:
+    found = node.intervals.get(key)
+    return "" if found is None else f"<small>{100 * found[0]:.1f} – {100 * found[1]:.1f}</small>"
+
+
+def absences(run: Run) -> str:
+    """Who was missing, from whom, since which round and why; "" when nobody ever was."""
+    lines = [
+        f"<tr><td class=l>{text(missed.peer)}</td><td class=l>{text(node.name)}</td>"
+        f"<td>{missed.rounds}</td><td>{missed.first}</td><td>{missed.last}</td>"
+        f'<td class="l wrap">{text(missed.why)}</td></tr>'
+        for node in run.nodes
+        for missed in node.missed
+    ]
+    if not lines:
+        return "<p>Every node heard every neighbour in every round.</p>"
+    head = (
+        "<tr><th class=l>who was missing</th><th class=l>at</th><th>rounds</th><th>first</th>"
+        "<th>last</th><th class=l>why (last time)</th></tr>"
+    )
+    hidden = len(lines) - 2 * ROWS_MAX
+    more = f"<p class=soft>{hidden} more rows are in the JSON.</p>" if hidden > 0 else ""
+    return _table(head, lines[: 2 * ROWS_MAX]) + more
+
+
+def oddities(run: Run) -> str:
+    """Refused input, one-sided edges, late versions, jumps; "" where nothing of it happened."""
+    lines = []
+    for node in run.nodes:
+        found = [f"{count} × refused: {reason}" for reason, count in node.rejections.items()]
+        for count, what in (
+            (node.half_edges, "one-sided edges"),
+            (node.late, "late versions"),
+            (node.jumped, "jumps over rounds"),
+            (node.resumed, "starts after the first"),
+        ):
+            if count:
+                found.append(f"{count} {what}")
+        if found:
+            what = text(", ".join(found))
+            lines.append(
+                f'<tr><td class=l>{text(node.name)}</td><td class="l wrap">{what}</td></tr>'
+            )
+    if not lines:
+        return ""
+    head = "<tr><th class=l>node</th><th class=l>also seen</th></tr>"
+    return "<h2>Also seen</h2>" + _table(head, lines[:ROWS_MAX])
+
+
+def checks(run: Run) -> str:
+    """What had to hold, and whether it did."""
+    if not run.checks:
+        return ""
+    lines = [
+        f'<tr><td class="{"ok" if c.ok else "no"} l">{"holds" if c.ok else "FAILED"}</td>'
+        f'<td class="l wrap">{text(c.name)}</td><td>{_loose(c.value)}</td>'
+        f"<td>{_loose(c.limit)}</td></tr>"
+        for c in run.checks
+    ]
+    head = "<tr><th class=l></th><th class=l>check</th><th>found</th><th>limit</th></tr>"
+    return _table(head, lines)
+
+
+def _table(head: str, rows: Iterable[str]) -> str:
+    body = "\n".join(rows)
+    return f"<div class=scroll><table><thead>{head}</thead><tbody>{body}</tbody></table></div>"
+
+
+def _loose(value: float | int | str | None) -> str:
+    return text(number(value) if isinstance(value, float) else "–" if value is None else value)
+
+
+def _listed(words: Sequence[str]) -> str:
+    """A list for a sentence: a, b and c; long ones are cut."""
+    if len(words) > NAMES_MAX:
+        return ", ".join(words[: NAMES_MAX - 1]) + f" and {len(words) - NAMES_MAX + 1} others"
+    if len(words) < 2:
+        return "".join(words)
+    return ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def pct(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
