@@ -164,10 +164,14 @@ class Learner:
     def encode(self, effect: Encode) -> Encoded:
         """Publish: public ← x, and its payload. Raises ConfigError where x is not finite.
 
+        ``effect.again``: the public model as a resume found it, not x.
+
         The public model's memory is reused: views that ``chunk`` gave out of an older version
         show the new one from now on, and fail their digest.
         """
-        self.public.copy_(self.x.detach())
+        if not effect.again:
+            self.public.copy_(self.x.detach())
+            self._same = True
         if not finite(self.public):
             raise ConfigError(
                 f"round {effect.round}: the own model holds values that are not finite; lower "
@@ -175,7 +179,6 @@ class Learner:
             )
         payload = self.codec.encode(self.public, keyframe=effect.keyframe)
         self._public_root = payload.root
-        self._same = True
         return Encoded(version=effect.version, payload=payload)
 
     def chunk(self, root: bytes, offset: int, length: int) -> memoryview | None:
