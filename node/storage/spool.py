@@ -1,0 +1,99 @@
+"""Incoming payloads while their chunks arrive: in memory up to a bound, above it in mapped files.
+
+A whole payload is handed over without a copy and becomes a replica; nothing here outlives the
+process, since the files have no name.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from crypto.identity import NodeId
+from node.errors import LocalProtocolError, StorageError
+from node.types.messages import CREDIT_NODE_BYTES, PAYLOAD_BYTES_MAX
+
+MEMORY_BYTES: Final = CREDIT_NODE_BYTES  # 64 MiB a node
+
+
+class Spool:
+    """Payloads by (member, root): two members may publish equal ones."""
+
+    def __init__(self, directory: Path, *, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._directory = directory
+        self._memory_bytes = memory_bytes
+        self._payloads: dict[tuple[NodeId, bytes], bytearray | mmap.mmap] = {}
+        self.in_memory_bytes = 0  # of payloads that are not taken yet
+
+    def sweep(self) -> None:
+        """On start: remove what a process left that died between making and unlinking a file."""
+        try:
+            for path in self._directory.iterdir():
+                path.unlink()
+        except OSError as error:
+            raise StorageError(f"{self._directory}: {error.strerror or error}") from None
+
+    def store(
+        self, member: NodeId, root: bytes, offset: int, length: int, data: bytes | memoryview
+    ) -> None:
+        """Copy verified bytes to their place in a payload of ``length`` bytes.
+
+        Raises StorageError on a full disk, LocalProtocolError where the bytes do not fit.
+        """
+        payload = self._payloads.get((member, root))
+        if payload is None:
+            if not 0 <= length <= PAYLOAD_BYTES_MAX:
+                raise LocalProtocolError(f"a payload of {length} bytes was not refused in time")
+            payload = self._payloads[member, root] = self._allocate(length)
+        if len(payload) != length:
+            raise LocalProtocolError(f"one payload, two lengths: {len(payload)} and {length}")
+        size = len(data)
+        if not 0 <= offset <= offset + size <= length:
+            raise LocalProtocolError(f"bytes {offset} to {offset + size} of a payload of {length}")
+        payload[offset : offset + size] = data
+
+    def take(self, member: NodeId, root: bytes) -> memoryview:
+        """Hand the payload over: a writable view that owns its memory. The spool forgets it.
+
+        Raises LocalProtocolError where there is none.
+        """
+        return memoryview(self._remove(member, root))
+
+    def drop(self, member: NodeId, root: bytes) -> None:
+        """Forget a payload, whole or in part; nothing happens where there is none."""
+        if (member, root) in self._payloads:
+            self._remove(member, root)
+
+    def close(self) -> None:
+        """Forget all."""
+        self._payloads.clear()
+        self.in_memory_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._payloads)
+
+    def _remove(self, member: NodeId, root: bytes) -> bytearray | mmap.mmap:
+        payload = self._payloads.pop((member, root), None)
+        if payload is None:
+            raise LocalProtocolError(f"no payload {root[:8].hex()} in the spool")
+        if isinstance(payload, bytearray):
+            self.in_memory_bytes -= len(payload)
+        return payload
+
+    def _allocate(self, length: int) -> bytearray | mmap.mmap:
+        if self.in_memory_bytes + length <= self._memory_bytes:
+            self.in_memory_bytes += length
+            return bytearray(length)
+        try:
+            with tempfile.TemporaryFile(dir=self._directory) as file:
+                # reserve the blocks now: a full disk is an error here, a SIGBUS later
+                os.posix_fallocate(file.fileno(), 0, length)
+                return mmap.mmap(file.fileno(), length)
+        except OSError as error:
+            raise StorageError(
+                f"{self._directory}: no room for a payload of {length} bytes: "
+                f"{error.strerror or error}"
+            ) from None
