@@ -10,14 +10,16 @@ import msgspec
 from msgspec import Meta
 
 from crypto.armour import unwrap, wrap
-from crypto.certificate import certificate_public_key, make_certificate
+from crypto.certificate import check_certificate, make_certificate
 from crypto.identity import NodeId, node_id, verify
 from crypto.keys import Keys, validate_name
 from crypto.purposes import CARD
 from node.errors import ConfigError
 
 _ADDRESS: Final = re.compile(
-    r"(?:tcp|mqtts?|wss)://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})(?:/[\w./-]*)?"
+    r"(?P<scheme>tcp|mqtts?|wss)://"
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])"
+    r"(?::(?P<port>[0-9]{1,5}))?(?P<path>/[A-Za-z0-9_./-]{0,255})?"
 )
 ADDRESSES_MAX: Final = 8
 
@@ -43,17 +45,27 @@ class SignedCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def check_address(address: str) -> str:
-    """An address such as ``tcp://host:7400``. Raises ConfigError."""
+    """An address such as ``tcp://host:7400``, ``mqtts://host`` or ``wss://host/mqtt``.
+
+    Only tcp needs a port; a user or password has no place in it. Raises ConfigError.
+    """
     found = _ADDRESS.fullmatch(address)
-    if found is None or not 0 < int(found[1]) < 65536:
+    wrong = found is None or (found["port"] is not None and not 0 < int(found["port"]) < 65536)
+    if found is not None and found["scheme"] == "tcp":
+        wrong = wrong or found["port"] is None or found["path"] is not None
+    if wrong:
         raise ConfigError(
-            f"address '{address[:80]}': expected such as tcp://gv.clinic.example:7400"
+            f"address {address[:80]!r}: expected such as tcp://gv.clinic.example:7400"
         )
     return address
 
 
 def make_card(keys: Keys, *, addresses: Sequence[str], samples: int) -> str:
-    """The armoured card of a member. Raises ConfigError where the member key is not at hand."""
+    """The armoured card of a member.
+
+    Raises ConfigError where the member key is not at hand, and for whatever ``read_card`` would
+    refuse.
+    """
     if keys.member is None:
         raise ConfigError("a card is signed by the member key, and that is not in this directory")
     card = Card(
@@ -66,8 +78,9 @@ def make_card(keys: Keys, *, addresses: Sequence[str], samples: int) -> str:
         samples=samples,
     )
     raw = msgspec.msgpack.encode(card)
-    signed = SignedCard(raw, keys.member.sign(CARD, raw))
-    return wrap("CARD", msgspec.msgpack.encode(signed))
+    signed = msgspec.msgpack.encode(SignedCard(raw, keys.member.sign(CARD, raw)))
+    parse_card(signed, source=f"card of {keys.name}")
+    return wrap("CARD", signed)
 
 
 def read_card(text: str, *, source: str) -> tuple[Card, bytes]:
@@ -94,8 +107,7 @@ def parse_card(signed: bytes, *, source: str) -> Card:
         validate_name(card.name)
         for address in card.addresses:
             check_address(address)
-        if certificate_public_key(card.certificate) != card.node_key:
-            raise ConfigError("the certificate is of another key than the node key")
+        check_certificate(card.certificate, card.node_key)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     return card

@@ -52,25 +52,25 @@ def format_id(node: NodeId) -> str:
 
 def parse_id(text: str) -> NodeId:
     """Read an id as ``format_id`` writes it. Raises ConfigError: length, alphabet or checksum."""
-    shown = text if len(text) <= 80 else text[:80] + "…"
+    shown = repr(text if len(text) <= 80 else text[:80] + "…")
     body = text.strip().lower()
     if not body.startswith(_PREFIX):
-        raise ConfigError(f"node id '{shown}': does not begin with '{_PREFIX}'")
+        raise ConfigError(f"node id {shown}: does not begin with '{_PREFIX}'")
     body = body[len(_PREFIX) :]
     if len(body) != _TEXT_CHARACTERS:
         raise ConfigError(
-            f"node id '{shown}': wrong length, {len(body)} characters after "
+            f"node id {shown}: wrong length, {len(body)} characters after "
             f"'{_PREFIX}' instead of {_TEXT_CHARACTERS}"
         )
     strange = sorted(set(body) - _ALPHABET)
     if strange:
         raise ConfigError(
-            f"node id '{shown}': '{strange[0]}' is not in its alphabet, a to z and 2 to 7"
+            f"node id {shown}: '{strange[0]}' is not in its alphabet, a to z and 2 to 7"
         )
     raw = base64.b32decode(body.upper())
     node = NodeId(raw[:ID_BYTES])
     if raw[ID_BYTES:] != _checksum(node):
-        raise ConfigError(f"node id '{shown}': wrong checksum, a character was mistyped")
+        raise ConfigError(f"node id {shown}: wrong checksum, a character was mistyped")
     return node
 
 

@@ -39,6 +39,9 @@ class Keys(NamedTuple):
 class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of a key file. ``salt``: empty where there is no passphrase."""
 
+    def __repr__(self) -> str:  # a traceback that shows local variables must not show the secret
+        return f"_KeyFile(role={self.role}, name={self.name})"
+
     version: int
     role: str
     name: str
@@ -52,7 +55,7 @@ def validate_name(name: str) -> str:
     """A member's name: 1 to 40 of a-z, 0-9 and inner hyphens. Raises ConfigError."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"name '{name[:60]}': 1 to 40 characters of a-z, 0-9 and '-', such as 'clinic-a'"
+            f"name {name[:60]!r}: 1 to 40 characters of a-z, 0-9 and '-', such as 'clinic-a'"
         )
     return name
 
@@ -64,8 +67,14 @@ def create_keys(
     passphrase: bytes | None = None,
     entropy: Callable[[int], bytes] = os.urandom,
 ) -> Keys:
-    """Make a member key and a node key in ``state``. Raises ConfigError if it has one already."""
+    """Make a member key and a node key in ``state``, both or none.
+
+    Raises ConfigError if there is one already, for a bad name or an empty passphrase, StorageError
+    if the disk does not take them.
+    """
     validate_name(name)
+    if passphrase is not None and not passphrase:
+        raise ConfigError("the passphrase is empty; leave it out to keep the keys without one")
     member, node = SigningKey.generate(entropy), SigningKey.generate(entropy)
     identity = node_id(member.public)
     for file in (MEMBER_FILE, NODE_FILE):
@@ -75,24 +84,41 @@ def create_keys(
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{state}: cannot be made: {error.strerror}") from None
-    for file, role, key in ((MEMBER_FILE, "member", member), (NODE_FILE, "node", node)):
-        _write(state / file, _seal(role, name, identity, key, passphrase, entropy))
+    texts = {
+        state / MEMBER_FILE: _seal(
+            "member", name, identity, member, passphrase=passphrase, entropy=entropy
+        ),
+        state / NODE_FILE: _seal(
+            "node", name, identity, node, passphrase=passphrase, entropy=entropy
+        ),
+    }
+    written: list[Path] = []
+    try:
+        for path, text in texts.items():
+            _write(path, text)
+            written.append(path)
+    except BaseException:  # half a pair would stand in the way of the next attempt
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
     return Keys(name, identity, member, node)
 
 
-def load_keys(state: Path, *, passphrase: bytes | None = None) -> Keys:
-    """Read the keys of ``state``.
+def load_keys(state: Path, *, passphrase: bytes | None = None, member: bool = True) -> Keys:
+    """Read the keys of ``state``; with ``member=False`` the member key stays closed.
 
+    A running node needs the node key alone: that one may have no passphrase, the other one may.
     Raises ConfigError for a missing, damaged, foreign or openly readable file, or a wrong
     passphrase.
     """
+    _check_folder(state)
     name, identity, node = _load(state / NODE_FILE, "node", passphrase)
-    member = None
-    if (state / MEMBER_FILE).exists():
-        owner, member_id, member = _load(state / MEMBER_FILE, "member", passphrase)
-        if (owner, member_id) != (name, identity) or node_id(member.public) != identity:
-            raise ConfigError(f"{state}: member.key and node.key are of two different members")
-    return Keys(name, identity, member, node)
+    if not member or not (state / MEMBER_FILE).exists():
+        return Keys(name, identity, None, node)
+    owner, member_id, secret = _load(state / MEMBER_FILE, "member", passphrase)
+    if (owner, member_id) != (name, identity) or node_id(secret.public) != identity:
+        raise ConfigError(f"{state}: member.key and node.key are of two different members")
+    return Keys(name, identity, secret, node)
 
 
 def _seal(
@@ -100,6 +126,7 @@ def _seal(
     name: str,
     identity: NodeId,
     key: SigningKey,
+    *,
     passphrase: bytes | None,
     entropy: Callable[[int], bytes],
 ) -> str:
@@ -127,10 +154,14 @@ def _write(path: Path, text: str) -> None:
     """Create ``path`` with mode 0600 before the first byte is in it, and make it durable."""
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink()
+            raise
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -142,6 +173,16 @@ def _write(path: Path, text: str) -> None:
         raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
 
 
+def _check_folder(state: Path) -> None:
+    """Whoever may write into the directory may put another key in the place of ours."""
+    try:
+        mode = stat.S_IMODE(state.stat().st_mode)
+    except OSError:
+        return  # the key file's own message is clearer
+    if mode & 0o022:
+        raise ConfigError(f"{state}: others can write into it; run: chmod 700 {state}")
+
+
 def _load(path: Path, role: str, passphrase: bytes | None) -> tuple[str, NodeId, SigningKey]:
     file = _read(path)
     if file.role != role or file.version != 1:
@@ -149,7 +190,7 @@ def _load(path: Path, role: str, passphrase: bytes | None) -> tuple[str, NodeId,
     secret = file.secret
     if file.salt:
         if not passphrase:
-            raise ConfigError(f"{path}: has a passphrase; give it with --passphrase-file")
+            raise ConfigError(f"{path}: is under a passphrase, and none was given")
         try:
             secret = SecretBox(_stretch(passphrase, file.salt)).decrypt(file.secret)
         except (exceptions.CryptoError, ValueError):
@@ -169,8 +210,10 @@ def _read(path: Path) -> _KeyFile:
             status = os.fstat(file.fileno())
             if stat.S_IMODE(status.st_mode) & 0o077:
                 raise ConfigError(f"{path}: others can read this key; run: chmod 600 {path}")
-            if status.st_uid not in (os.geteuid(), 0):
-                raise ConfigError(f"{path}: belongs to another user; run: chown {os.geteuid()}")
+            if status.st_uid != os.geteuid():
+                raise ConfigError(
+                    f"{path}: belongs to another user; run: chown {os.geteuid()} {path}"
+                )
             text = file.read(KEY_TEXT_MAX)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such key; make one with: grapevine keygen") from None

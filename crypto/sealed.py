@@ -13,13 +13,16 @@ import msgspec
 from msgspec import Meta
 
 from crypto.armour import unwrap, wrap
-from crypto.identity import NodeId, SigningKey, short_id, verify
+from crypto.identity import NodeId, SigningKey, node_id, short_id, verify
 from crypto.purposes import CHARTER
-from node.errors import ConfigError
+from node.errors import ConfigError, LocalProtocolError
 
 WORD_BITS: Final = 11
-_CONSONANTS: Final = "bdfgklmnprstvz"  # 14 that are told apart on a telephone
-_VOWELS: Final = "aeiou"
+# A word is two syllables and an ending, such as "kalon": 8·4·8·4·2 = 2,048 of them. On a telephone
+# f and s, m and n, e and i are mistaken for one another: one of each pair is left out.
+_CONSONANTS: Final = "bgklmrst"
+_VOWELS: Final = "aiou"
+_ENDINGS: Final = "ns"
 
 _Id = Annotated[bytes, Meta(min_length=32, max_length=32)]
 _Sig = Annotated[bytes, Meta(min_length=64, max_length=64)]
@@ -98,6 +101,8 @@ def check_founders(
 
     Raises ConfigError naming who is missing, whose signature is wrong, or who is no founder.
     """
+    if not founders:
+        raise ConfigError(f"{source}: has no founders")
     strangers = sorted(set(signatures) - set(founders))
     if strangers:
         raise ConfigError(f"{source}: signed by {short_id(strangers[0])}…, who is no founder")
@@ -106,6 +111,8 @@ def check_founders(
         raise ConfigError(f"{source}: not signed by {', '.join(sorted(missing))}")
     for founder in sorted(founders):
         name, key = founders[founder]
+        if node_id(key) != founder:
+            raise ConfigError(f"{source}: the member key of {name} is not that of its node id")
         if not verify(key, CHARTER, body, signatures[founder]):
             raise ConfigError(f"{source}: the signature of {name} is not over these bytes")
 
@@ -113,8 +120,10 @@ def check_founders(
 def words(digest: bytes, count: int = 6) -> tuple[str, ...]:
     """``count`` words of 11 bits each from the head of ``digest``, to be read over a telephone.
 
-    Made, not listed: two syllables such as "ba-nu"; 14·5·14·5 = 4,900 of them, 2,048 used.
+    Raises LocalProtocolError if the digest is too short for them.
     """
+    if WORD_BITS * count > 8 * len(digest):
+        raise LocalProtocolError(f"{count} words need more than {len(digest)} bytes")
     value = int.from_bytes(digest, "big")
     total = 8 * len(digest)
     numbers = (value >> (total - WORD_BITS * (i + 1)) & (2**WORD_BITS - 1) for i in range(count))
@@ -122,9 +131,8 @@ def words(digest: bytes, count: int = 6) -> tuple[str, ...]:
 
 
 def _word(number: int) -> str:
-    # spread over the 4,900: 2,048 · 2 < 4,900, so every second one is used
-    number *= 2
-    number, v2 = divmod(number, len(_VOWELS))
-    number, c2 = divmod(number, len(_CONSONANTS))
-    c1, v1 = divmod(number, len(_VOWELS))
-    return _CONSONANTS[c1] + _VOWELS[v1] + _CONSONANTS[c2] + _VOWELS[v2]
+    letters = []
+    for alphabet in (_ENDINGS, _VOWELS, _CONSONANTS, _VOWELS, _CONSONANTS):
+        number, at = divmod(number, len(alphabet))
+        letters.append(alphabet[at])
+    return "".join(reversed(letters))
