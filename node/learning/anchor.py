@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -41,6 +42,8 @@ class Anchor:
             self._file = tempfile.TemporaryFile(dir=spool)  # noqa: SIM115 - kept open
             self._file.write(as_bytes(vector))
             self._file.flush()
+            # closed with the anchor, by reference count or at the process's end
+            weakref.finalize(self, self._file.close)
         except OSError as error:
             raise StorageError(f"{spool}: cannot hold the initial model: {error}") from None
 

@@ -19,7 +19,7 @@ from node.learning.learner import Learner
 from node.learning.metrics import Metrics
 from node.learning.optimizers import FlatOptimizer, update
 from node.learning.sampling import padded_width
-from node.learning.stacked import Kernel, kernel
+from node.learning.stacked import ALIGNED, Kernel, kernel
 from node.learning.task import Rows, Table
 from node.types.events import Mix, Mixed, Trained
 
@@ -73,7 +73,7 @@ def evaluate_batch(learners: Sequence[Learner]) -> list[Metrics]:
             stacked.append((index, learner, made))
     for group in _groups(stacked, lambda item: (item[2].key, _shape(item[1]))):
         for some in _chunks(group, group[0][1]):
-            models = torch.stack([learner.vector.flat.detach() for _, learner, _ in some])
+            models = _stack([learner.vector.flat.detach() for _, learner, _ in some])
             for prefix in ("", "own_"):
                 _evaluate(some, models, prefix, figures)
     return [found.get("alone") or Metrics(**found) for found in figures]
@@ -92,7 +92,7 @@ class _Job(Struct, eq=False):
     def __post_init__(self) -> None:
         learner = self.learner
         self.plan = learner.plan(self.round_)
-        self.width = padded_width(learner.task.rows, learner.settings)
+        self.width = self.kernel.padded(padded_width(learner.task.rows, learner.settings))
         optimizer = learner.optimizer
         assert isinstance(optimizer, FlatOptimizer)
         self.key = (self.kernel.key, _shape(learner), optimizer.hyper, self.width)
@@ -106,11 +106,10 @@ def _train(jobs: list[_Job]) -> None:
         learner.trained_outside()
         optimizer.begin()
     hyper, gradients = optimizers[0].hyper, jobs[0].kernel.gradients
-    models = torch.stack([learner.vector.flat.detach() for learner in learners])
-    slopes = torch.empty_like(models)
+    models = _stack([learner.vector.flat.detach() for learner in learners])
+    slopes = torch.zeros_like(models)
     state = {
-        key: torch.stack([each.vectors[key] for each in optimizers])
-        for key in optimizers[0].vectors
+        key: _stack([each.vectors[key] for each in optimizers]) for key in optimizers[0].vectors
     }
     counts = torch.tensor([[float(each.count)] for each in optimizers], dtype=torch.float64)
     totals = torch.zeros(len(jobs))
@@ -124,13 +123,23 @@ def _train(jobs: list[_Job]) -> None:
             vectors = {key: stack[:n] for key, stack in state.items()}
             update(hyper, models[:n], slopes[:n], vectors, counts[:n] + (start + at + 1))
     for row, (job, optimizer) in enumerate(zip(jobs, optimizers, strict=True)):
-        job.learner.vector.flat.detach().copy_(models[row])
+        flat = job.learner.vector.flat.detach()
+        flat.copy_(models[row, : flat.numel()])
         for key, stack in state.items():
-            optimizer.vectors[key].copy_(stack[row])
+            optimizer.vectors[key].copy_(stack[row, : flat.numel()])
         optimizer.count += len(job.plan)
         optimizer.taken += len(job.plan)
     for job, total in zip(jobs, totals.tolist(), strict=True):
         job.total = total
+
+
+def _stack(vectors: Sequence[Tensor]) -> Tensor:
+    """Vectors (D,) as rows that all begin at a multiple of 64 bytes, filled up with zeros."""
+    size = vectors[0].numel()
+    stack = torch.zeros(len(vectors), -(-size // ALIGNED) * ALIGNED)
+    for row, vector in enumerate(vectors):
+        stack[row, :size].copy_(vector)
+    return stack
 
 
 def _gather(jobs: list[_Job], start: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,18 +179,20 @@ def _evaluate(
 ) -> None:
     """Fill in the figures on the common ("") or own ("own_") test rows.
 
-    Rows are padded to a power of two where members have their own, so that the shape of the
-    computation depends on the member alone.
+    The shape of the computation depends on the member alone: own rows of unlike number are padded
+    to the kernel's width, and computed together where that is the same.
     """
     tests: list[tuple[int, Table]] = []
     for row, (_, learner, _) in enumerate(some):
         rows: Rows | None = learner.task.own_test if prefix else learner.task.test
         if isinstance(rows, Table) and len(rows):
             tests.append((row, rows))
-    for alike in _groups(tests, lambda item: id(item[1]) if not prefix else _bucket(item[1])):
+    padded = some[0][2].padded
+    shared = not prefix  # one table for all, in the built-in data
+    for alike in _groups(tests, lambda item: id(item[1]) if shared else padded(len(item[1]))):
         chosen = [row for row, _ in alike]
         stack = models if len(chosen) == len(models) else models[chosen]
-        x, y, w = _tests([table for _, table in alike], shared=not prefix)
+        x, y, w = _tests([table for _, table in alike], padded(len(alike[0][1])), shared=shared)
         first = some[chosen[0]]
         with torch.inference_mode():
             outputs = first[2].outputs(stack, x)
@@ -202,25 +213,19 @@ def _evaluate(
             figures[some[row][0]] |= {prefix + key: value for key, value in found.items()}
 
 
-def _tests(tables: Sequence[Table], *, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
-    table = tables[0]
-    n, count = len(tables), len(table)
-    if shared:
-        w = torch.full((n, count), 1 / count)
-        return table.x, table.y.expand(n, count), w
-    size = _bucket(table)
-    x = torch.zeros((n, size, *table.x.shape[1:]))
-    y = torch.zeros((n, size), dtype=table.y.dtype)
-    w = torch.zeros((n, size))
-    for row, each in enumerate(tables):
-        x[row, : len(each)] = each.x
-        y[row, : len(each)] = each.y
-        w[row, : len(each)] = 1 / len(each)
-    return x, y, w
-
-
-def _bucket(table: Table) -> int:
-    return 1 << max(0, len(table) - 1).bit_length()
+def _tests(tables: Sequence[Table], size: int, *, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of test tables, padded to ``size``: x ((n,) size, …), y and weights (n, size)."""
+    kinds = tables[:1] if shared else tables
+    x = torch.zeros((len(kinds), size, *tables[0].x.shape[1:]))
+    y = torch.zeros((len(kinds), size), dtype=tables[0].y.dtype)
+    w = torch.zeros((len(kinds), size))
+    for row, table in enumerate(kinds):
+        x[row, : len(table)] = table.x
+        y[row, : len(table)] = table.y
+        w[row, : len(table)] = 1 / len(table)
+    if not shared:
+        return x, y, w
+    return x[0], y.expand(len(tables), size), w.expand(len(tables), size)
 
 
 def _stackable(learner: Learner) -> Kernel | None:

@@ -30,6 +30,7 @@ class Inference:
         # a parameter's owner that is not a known layer may do anything in its forward
         self.plain = all(type(module) in _PLAIN for module in modules) or task.metric == "loss"
         self._norms = [module for module in modules if isinstance(module, _BatchNorm)]
+        self._device = next(task.model.parameters()).device
         self.model.train(False)
 
     @contextmanager
@@ -54,13 +55,16 @@ class Inference:
         """(outputs, labels) of all rows, on the CPU."""
         with torch.inference_mode():
             if isinstance(rows, Table) and len(rows) <= _ROWS_AT_ONCE:
-                return self.model(rows.x).cpu(), rows.y.cpu()
+                return self.model(rows.x.to(self._device)).cpu(), rows.y.cpu()
             found = []
             for at in range(0, len(rows), _ROWS_AT_ONCE):
-                x, y = take(rows, torch.arange(at, min(at + _ROWS_AT_ONCE, len(rows))))
+                x, y = take(rows, self._range(at, rows), self._device)
                 found.append((self.model(x).cpu(), y.cpu()))
             outputs, labels = zip(*found, strict=True)
             return torch.cat(outputs), torch.cat(labels)
+
+    def _range(self, at: int, rows: Rows) -> Tensor:
+        return torch.arange(at, min(at + _ROWS_AT_ONCE, len(rows)))
 
     def evaluate(self) -> Metrics:
         """All figures of the present model."""
@@ -125,7 +129,7 @@ class Inference:
             norm.train(True)
         with torch.no_grad():
             for at in range(0, len(rows), _ROWS_AT_ONCE):
-                x, _ = take(rows, torch.arange(at, min(at + _ROWS_AT_ONCE, len(rows))))
+                x, _ = take(rows, self._range(at, rows), self._device)
                 if len(x) > 1:  # a batch of one has no variance
                     self.model(x)
         for norm, momentum in zip(self._norms, momenta, strict=True):

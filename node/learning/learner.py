@@ -148,7 +148,7 @@ class Learner:
         total = torch.zeros((), device=self.x.device)
         with self.inference.training(self.seed, round_):
             for indices in plan:
-                x, y = take(self.task.train, indices)
+                x, y = take(self.task.train, indices, self.x.device)
                 loss = self.task.loss(self.vector.model(x), y)
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
@@ -246,8 +246,9 @@ class Learner:
         weights = [source.weight for source in effect.sources]
         # Right after Encode x equals x̂, and with γ = 1 the result is the rule's own: written in
         # place, without the rounding of x + (r − x̂).
-        direct = self._same and gamma == 1.0 and self.x.device.type == "cpu"
-        out = self.vector.flat.detach()[: self.vector.size] if direct else None
+        whole = self._same and gamma == 1.0
+        x = self.x.detach()
+        out = x if whole and x.device.type == "cpu" else None
         rule, f = self.settings.rule, self.settings.f
         match rule:
             case "mean":
@@ -259,12 +260,10 @@ class Learner:
             case "clip":
                 mixed = rules.clip(self.public, vectors, weights, f, out)
         self._same = False
-        if not direct:
-            x = self.x.detach()
-            if gamma == 1.0:
-                x.add_(mixed.to(x.device) - self.public.to(x.device))
-            else:
-                x.add_(mixed.to(x.device), alpha=gamma).sub_(self.public.to(x.device), alpha=gamma)
+        if not whole:
+            x.add_(mixed.sub_(self.public).to(x.device), alpha=gamma)
+        elif out is None:
+            x.copy_(mixed)
 
     def _replica(self, member: NodeId) -> Tensor:
         replica = self.replicas.get(member)

@@ -18,6 +18,11 @@ from torch.nn import functional
 from node.learning.learner import Learner
 from node.learning.tasks import Quadratic, mean_output
 
+# 64 bytes. MKL's products round differently at other addresses, so every matrix in a stack begins
+# at a multiple of this: rows of the stack are filled up to it, and so are the numbers of rows of
+# data, whose products with any number of columns are then multiples too.
+ALIGNED: Final = 16
+
 _ACTIVATIONS: Final = (nn.ReLU, nn.Tanh)
 
 
@@ -26,12 +31,17 @@ class Kernel(ABC):
 
     key: Hashable
 
+    def padded(self, rows: int) -> int:
+        """To how many rows a batch of so many is filled up (at weight 0)."""
+        return rows
+
     @abstractmethod
     def gradients(self, models: Tensor, into: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         """The gradients of each model's loss, written to ``into``; returns the losses (n,).
 
-        models, into: (n, D). x: (n, b, …), y: (n, b). w: (n, b), what each row weighs in the loss:
-        one part in the batch's size, 0 for padding.
+        models, into: (n, D), or wider, where the rest of a row is 0 and stays so. x: (n, b, …),
+        y: (n, b). w: (n, b), what each row of data weighs in the loss: one part in the batch's
+        size, 0 for padding.
         """
 
     @abstractmethod
@@ -51,6 +61,9 @@ class Mlp(Kernel):
         self.layers = layers
         self.kinds = kinds
         self.key = ("mlp", layers, kinds)
+
+    def padded(self, rows: int) -> int:
+        return -(-rows // ALIGNED) * ALIGNED
 
     def _weights(self, models: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         weight, bias, inputs, outputs = self.layers[layer]
@@ -105,14 +118,16 @@ class Point(Kernel):
 
     def gradients(self, models: Tensor, into: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         minimum, curvature = x.chunk(2, dim=2)
-        away = models.unsqueeze(1) - minimum
+        size = minimum.shape[2]
+        away = models[:, :size].unsqueeze(1) - minimum
         slope = curvature * away * w.unsqueeze(2)
-        torch.sum(slope, 1, out=into)
+        into[:, :size] = slope.sum(1)
         return 0.5 * (slope * away).sum((1, 2))
 
     def outputs(self, models: Tensor, x: Tensor) -> Tensor:
         minimum, curvature = x.chunk(2, dim=-1)
-        return 0.5 * (curvature * (models.unsqueeze(1) - minimum).square()).sum(2)
+        away = models[:, : minimum.shape[-1]].unsqueeze(1) - minimum
+        return 0.5 * (curvature * away.square()).sum(2)
 
     def losses(self, outputs: Tensor, y: Tensor, w: Tensor) -> Tensor:
         return (outputs * w).sum(1)

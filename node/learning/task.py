@@ -43,6 +43,9 @@ class Table(Struct, frozen=True, eq=False):
     def __len__(self) -> int:
         return int(self.x.shape[0])
 
+    def to(self, device: str) -> Table:
+        return Table(self.x.to(device), self.y.to(device))
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.x[index], self.y[index]
 
@@ -111,15 +114,22 @@ class Task:
         return max(1, self.rows if self.samples is None else self.samples)
 
 
-def take(rows: Rows, indices: Tensor) -> tuple[Any, Any]:
-    """The rows at ``indices`` (int64) as one batch (x, y)."""
-    if isinstance(rows, Table):
-        return rows.x.index_select(0, indices), rows.y.index_select(0, indices)
+def take(rows: Rows, indices: Tensor, device: torch.device) -> tuple[Any, Any]:
+    """The rows at ``indices`` (int64) as one batch (x, y) on ``device``."""
     if isinstance(rows, torch.utils.data.TensorDataset) and len(rows.tensors) == 2:
-        x, y = rows.tensors
-        return x.index_select(0, indices), y.index_select(0, indices)
-    batch = torch.utils.data.default_collate([rows[int(i)] for i in indices])
-    return batch[0], batch[1]
+        rows = Table(*rows.tensors)
+    if isinstance(rows, Table):
+        indices = indices.to(rows.x.device)
+        x, y = rows.x.index_select(0, indices), rows.y.index_select(0, indices)
+    else:
+        x, y = torch.utils.data.default_collate([rows[int(i)] for i in indices])
+    if device.type == "cpu":
+        return x, y
+    return _moved(x, device), _moved(y, device)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def save_part(path: Path, part: Part) -> None:

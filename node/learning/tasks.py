@@ -53,6 +53,13 @@ def build_task(silo: Silo) -> Task:
     task.train, task.test = part.train, part.test
     task.own_test, task.validation = part.own_test, part.validation
     task.samples = part.samples
+    if silo.device != "cpu":
+        try:
+            task.model.to(silo.device)
+            task.train = part.train.to(silo.device)
+        except (RuntimeError, AssertionError) as error:  # torch says both
+            why = str(error).splitlines()[0]
+            raise ConfigError(f"device of {silo.name}: '{silo.device}': {why}") from None
     return task
 
 
