@@ -10,13 +10,17 @@ import random
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
+
+import msgspec
 
 from crypto.hashing import leaf_digests, root
 from crypto.identity import NodeId, SigningKey, node_id, verify
 from node.protocol.core import Core
+from node.protocol.frames import chunk_prefix, encode
 from node.types import events as ev
-from node.types.messages import INLINE_BYTES
+from node.types.messages import CHUNK_BYTES, INLINE_BYTES, Gone, Score
 from node.types.roster import Member, Pins, Policy, Roster
 
 LATENCY_S = 0.01
@@ -47,9 +51,7 @@ def make_roster(
         )
         for i in range(count)
     }
-    roster = Roster(
-        consortium=b"c" * 32, epoch=0, members={k: members[k] for k in sorted(members)}
-    )
+    roster = Roster(consortium=b"c" * 32, epoch=0, members={k: members[k] for k in sorted(members)})
     return roster, ids, dict(zip(ids, secrets, strict=True))
 
 
@@ -62,8 +64,6 @@ class Disk:
     public: tuple[float, ...] | None = None
 
     def write(self, record: ev.Record, model: tuple[float, ...], public: tuple[float, ...]) -> None:
-        import msgspec
-
         replace = msgspec.structs.replace
         if isinstance(record, ev.Incarnation):
             self.state = replace(self.state, incarnation=record.incarnation)
@@ -92,11 +92,14 @@ class FakeNode:
         self.kill_at: int | None = None
         self.notes: list[ev.Notice] = []
         self.forge: Callable[[ev.Payload], ev.Payload] | None = None
+        self.chosen: ev.Choose | None = None
+        self.clock_ms = 0  # how far this machine's wall clock is off
+        self.boots = 0
         self.boot()
 
     def boot(self) -> None:
         net = self.net
-        self.boots = getattr(self, "boots", 0) + 1
+        self.boots += 1
         self.model = self.disk.learner or self.initial
         self.public = self.disk.public or self.model
         self.replicas: dict[NodeId, tuple[float, ...]] = {}
@@ -105,6 +108,8 @@ class FakeNode:
         self.payload = b""
         self.replica_bytes: dict[bytes, bytes] = {}
         self.exit: ev.Exit | None = None
+        self.durable = 0  # the highest id that is Persisted
+        self.withheld: dict[NodeId, list[ev.Send | ev.SendChunk]] = {}
         rng = random.Random(f"{net.seed}-{self.me.hex()}-{self.boots}")
         self.core = Core(
             me=self.me,
@@ -137,6 +142,8 @@ class Network:
         gain: float = 0.0,
     ) -> None:
         self.seed, self.gain, self.policy = seed, gain, policy
+        self.persist_s = self.apply_s = 0.0
+        self.score: Callable[[NodeId, int], float] = lambda _me, round_: float(round_)
         self.roster, self.ids, self.secrets = make_roster(edges, count, samples)
         models = models or [(float(i),) for i in range(count)]
         size = 4 * len(models[0])
@@ -155,9 +162,7 @@ class Network:
         self.slow: dict[NodeId, float] = {}
         self.tamper: Callable[[NodeId, NodeId, bytes], bytes | None] | None = None
         self.on_effect: Callable[[FakeNode, ev.Effect], None] | None = None
-        self.nodes = {
-            me: FakeNode(self, me, models[i]) for i, me in enumerate(self.ids)
-        }
+        self.nodes = {me: FakeNode(self, me, models[i]) for i, me in enumerate(self.ids)}
 
     def node(self, index: int) -> FakeNode:
         return self.nodes[self.ids[index]]
@@ -176,7 +181,7 @@ class Network:
             node.boot()
         node.boots += 1
         node.alive = True
-        self.feed(node, ev.Start(1_000_000 + int(self.now * 1000)))
+        self.feed(node, ev.Start(1_000_000 + int(self.now * 1000) + node.clock_ms))
 
     def kill(self, me: NodeId) -> None:
         node = self.nodes[me]
@@ -242,9 +247,7 @@ class Network:
         handler(node, effect)
 
     def connected(self, a: NodeId, b: NodeId) -> bool:
-        return (
-            self.nodes[a].alive and self.nodes[b].alive and frozenset((a, b)) not in self.cut
-        )
+        return self.nodes[a].alive and self.nodes[b].alive and frozenset((a, b)) not in self.cut
 
     def _deliver(self, source: FakeNode, peer: NodeId, frame: bytes) -> None:
         target = self.nodes[peer]
@@ -261,13 +264,28 @@ class Network:
 
         self.at(self.latency.get((source.me, peer), LATENCY_S), arrive)
 
-    def _do_send(self, node: FakeNode, effect: ev.Send) -> None:
-        self._deliver(node, effect.peer, effect.frame)
+    def _do_send(self, node: FakeNode, effect: ev.Send | ev.SendChunk) -> None:
+        """Frames of a peer keep their order behind one that waits for the disk."""
+        queue = node.withheld.setdefault(effect.peer, [])
+        queue.append(effect)
+        if len(queue) == 1:
+            self._flush(node, effect.peer)
 
-    def _do_sendchunk(self, node: FakeNode, effect: ev.SendChunk) -> None:
-        from node.protocol.frames import chunk_prefix, encode
-        from node.types.messages import CHUNK_BYTES, Gone
+    _do_sendchunk = _do_send
 
+    def _flush(self, node: FakeNode, peer: NodeId) -> None:
+        queue = node.withheld[peer]
+        while queue:
+            effect = queue[0]
+            if isinstance(effect, ev.SendChunk):
+                self._send_chunk(node, effect)
+            elif effect.after is not None and effect.after > node.durable:
+                return
+            else:
+                self._deliver(node, peer, effect.frame)
+            queue.pop(0)
+
+    def _send_chunk(self, node: FakeNode, effect: ev.SendChunk) -> None:
         data = node.payload if effect.root == node.own_root else None
         data = data if data is not None else node.replica_bytes.get(effect.root)
         if data is None:
@@ -332,7 +350,7 @@ class Network:
             node.replicas[effect.member] = values
             node.replica_bytes[effect.root] = raw
         why = "" if ok else "not finite"
-        self._soon(node, ev.Applied(effect.member, effect.root, ok, why))
+        self._soon(node, ev.Applied(effect.member, effect.root, ok, why), self.apply_s)
 
     def _do_mix(self, node: FakeNode, effect: ev.Mix) -> None:
         own = 1.0 - sum(s.weight for s in effect.sources)
@@ -343,8 +361,6 @@ class Network:
         self._soon(node, ev.Mixed(effect.round))
 
     def _do_rebase(self, node: FakeNode, effect: ev.Rebase) -> None:
-        from statistics import median
-
         node.model = (
             tuple(map(median, zip(*(node.replicas[m] for m in effect.members), strict=True)))
             if effect.members
@@ -357,17 +373,24 @@ class Network:
         node.replicas.pop(effect.member, None)
 
     def _do_finalise(self, node: FakeNode, effect: ev.Finalise) -> None:
-        from node.types.messages import Score
-
-        scores = tuple(Score(r, float(r), 10) for r in self.policy.candidates)
+        scores = tuple(Score(r, self.score(node.me, r), 10) for r in self.policy.candidates)
         self._soon(node, ev.Finalised(scores))
 
     def _do_choose(self, node: FakeNode, effect: ev.Choose) -> None:
         node.chosen = effect
 
     def _do_persist(self, node: FakeNode, effect: ev.Persist) -> None:
-        node.disk.write(effect.record, node.model, node.public)
-        self._soon(node, ev.Persisted(effect.id))
+        model, public, boots = node.model, node.public, node.boots
+
+        def durable() -> None:
+            if node.boots == boots and node.alive:
+                node.disk.write(effect.record, model, public)
+                node.durable = effect.id
+                for peer in sorted(node.withheld):
+                    self._flush(node, peer)
+                self.feed(node, ev.Persisted(effect.id))
+
+        self.at(self.persist_s, durable)
 
     def _do_note(self, node: FakeNode, effect: ev.Note) -> None:
         node.notes.append(effect.note)
@@ -376,9 +399,9 @@ class Network:
         node.exit = effect
         self.kill(node.me)
 
-    def _soon(self, node: FakeNode, event: ev.Event) -> None:
+    def _soon(self, node: FakeNode, event: ev.Event, delay: float = 0.0) -> None:
         boots = node.boots
-        self.at(0.0, lambda: node.boots == boots and self.feed(node, event))
+        self.at(delay, lambda: node.boots == boots and self.feed(node, event))
 
 
 def policy(rounds: int = 5, final_mixing: int = 0, **changes: Any) -> Policy:
