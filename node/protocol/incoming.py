@@ -47,6 +47,7 @@ class Transfer:
     missing: list[int]  # chunks not asked for yet, in reverse order
     waiting: set[int] = field(default_factory=set)  # asked for, not here yet
     active: bool = False
+    broken: bool = False  # its link is gone: it goes on when it is offered again
     progress_at: float = 0.0
     stalls: int = 0
 
@@ -71,9 +72,11 @@ class Transfers:
         member = NodeId(head.header.sender)
         old = self.by_member.get(member)
         if old is not None and old.head.header.root == head.header.root:
-            # offered again, over a new link: stored chunks stay, what was in flight is asked anew
+            # offered again: stored chunks stay; what was in flight on a lost link is asked anew
+            if old.broken or old.peer != peer:
+                old.active = old.broken = False
+                self._requeue(old)
             old.head, old.peer, old.offer = head, peer, offer
-            self._requeue(old)
         else:
             self.cancel(member)
             chunks = -(-head.header.length // CHUNK_BYTES)
@@ -91,8 +94,9 @@ class Transfers:
         """The link is gone: chunks in flight are lost, stored ones stay for a new offer."""
         for transfer in self.by_member.values():
             if transfer.peer == peer:
-                transfer.active = False
+                transfer.active, transfer.broken = False, True
                 self._requeue(transfer)
+        self.pump()
 
     def gone(self, peer: NodeId, root: bytes) -> None:
         for member, transfer in list(self.by_member.items()):
@@ -105,8 +109,8 @@ class Transfers:
 
         Raises OutOfBounds for a chunk that was not asked for, RemoteProtocolError for wrong bytes.
         """
-        transfer = self._find(peer, chunk.root)
-        if transfer is None or chunk.index not in transfer.waiting:
+        transfer = self._find(peer, chunk)
+        if transfer is None:
             raise OutOfBounds(f"chunk {chunk.index} was not asked for")
         header = transfer.head.header
         offset = chunk.index * CHUNK_BYTES
@@ -120,20 +124,22 @@ class Transfers:
         self._context.emit(StoreChunk(member, header.root, offset, header.length, chunk.data))
         if transfer.complete:
             del self.by_member[member]
-            self.pump()
-            return transfer
-        self._ask(transfer)
-        return None
+        self.pump()
+        return transfer if transfer.complete else None
 
     def pump(self) -> None:
-        """Start what may start: small transfers at once, large ones one after another."""
+        """Start what may start: small transfers at once, large ones one after another.
+
+        Those under way ask for more where credit has become free.
+        """
         large = any(t.active and t.large for t in self.by_member.values())
         for member in sorted(self.by_member):
             transfer = self.by_member[member]
-            if transfer.active or (transfer.large and large):
-                continue
-            large = large or transfer.large
-            transfer.active, transfer.progress_at = True, self._context.now
+            if not transfer.active:
+                if transfer.broken or (transfer.large and large):
+                    continue
+                large = large or transfer.large
+                transfer.active, transfer.progress_at = True, self._context.now
             self._ask(transfer)
 
     def wake_at(self) -> float | None:
@@ -145,19 +151,22 @@ class Transfers:
         for member, transfer in list(self.by_member.items()):
             if not transfer.active or self._context.now < transfer.progress_at + STALL_S:
                 continue
-            transfer.stalls += 1
             transfer.progress_at = self._context.now
+            if not transfer.waiting:
+                continue  # others have the credit: nothing was asked for that could come
+            transfer.stalls += 1
             if transfer.stalls >= STALLS_MAX:
                 self._context.reject(transfer.peer, OutOfBounds("its transfer made no progress"))
                 self.cancel(member)
                 continue
             self._requeue(transfer)
-            self._ask(transfer)
         self.pump()
 
-    def _find(self, peer: NodeId, root: bytes) -> Transfer | None:
+    def _find(self, peer: NodeId, chunk: Chunk) -> Transfer | None:
+        """The transfer that waits for ``chunk``: several members may have one root."""
         for transfer in self.by_member.values():
-            if transfer.head.header.root == root and transfer.peer == peer:
+            same = transfer.head.header.root == chunk.root and transfer.peer == peer
+            if same and chunk.index in transfer.waiting:
                 return transfer
         return None
 
@@ -167,9 +176,11 @@ class Transfers:
 
     def _ask(self, transfer: Transfer) -> None:
         """Send Wants up to the credit of link and node, in runs of consecutive chunks."""
-        node_waiting = sum(len(t.waiting) for t in self.by_member.values())
+        every = self.by_member.values()
+        node_waiting = sum(len(t.waiting) for t in every)
+        link_waiting = sum(len(t.waiting) for t in every if t.peer == transfer.peer)
         while transfer.missing:
-            room = min(LINK_CHUNKS - len(transfer.waiting), NODE_CHUNKS - node_waiting)
+            room = min(LINK_CHUNKS - link_waiting, NODE_CHUNKS - node_waiting)
             run = min(WANT_CHUNKS, len(transfer.missing))
             if room < run:
                 return
@@ -180,6 +191,7 @@ class Transfers:
                 count += 1
             transfer.waiting.update(range(first, first + count))
             node_waiting += count
+            link_waiting += count
             want = Want(transfer.head.header.root, first, count)
             self._context.emit(Send(transfer.peer, encode(want)))
 
