@@ -47,11 +47,12 @@ class CatchUp:
         neighbours = [
             max(self._heads.round_of(peer.id), peer.hello.round if peer.hello else 0)
             for peer in self._links.linked()
+            if peer.id not in self._heads.quarantined
         ]
         further = [
             head.header.round
             for member, head in sorted(self._heads.newest.items())
-            if member not in self._links.peers
+            if member not in self._links.peers and member not in self._heads.quarantined
         ]
         return frontier(own, neighbours, further, last=self._context.policy.last_round)
 
@@ -71,10 +72,10 @@ class CatchUp:
     def keyframes(self, own: int) -> tuple[NodeId, ...]:
         """Members whose public model is held here and no staler than the policy allows."""
         fresh = self.frontier(own) - self._context.policy.max_staleness
-        held = {p.id: p.replica for p in self._links.peers.values() if p.replica is not None}
+        held = {p.id: p.replica.head for p in self._links.peers.values() if p.replica is not None}
         held.update(self._reception.borrowed)
         return tuple(
             member
             for member in sorted(held)
-            if held[member].head.header.round >= fresh and member not in self._heads.quarantined
+            if held[member].header.round >= fresh and member not in self._heads.quarantined
         )

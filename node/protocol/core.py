@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from crypto.identity import NodeId
+from node.errors import LocalProtocolError
 from node.protocol.ballots import Ballots
 from node.protocol.catchup import JUMP_EVERY, KEYFRAMES_MIN, CatchUp
 from node.protocol.context import Context, Entropy, Rng, Sign, Verify
@@ -161,7 +162,9 @@ class Core:
         """When Wake must be handed in at the latest."""
         if self.phase is Phase.STOPPED:
             return None
-        times = (self._timer, self.links.wake_at(), self.reception.transfers.wake_at())
+        # a deadline that is past was acted upon: what it still waits for comes as an event
+        timer = None if self._expired() else self._timer
+        times = (timer, self.links.wake_at(), self.reception.transfers.wake_at())
         return min((at for at in times if at is not None), default=None)
 
     def snapshot(self) -> CoreState:
@@ -201,6 +204,7 @@ class Core:
     # ── links and frames ──
 
     def _on_start(self, event: Start) -> None:
+        self._expect(Phase.STARTING, event)
         self.publisher.start(event.wall_ms)
         self._announce()
         self.links.start()
@@ -217,7 +221,7 @@ class Core:
             self.context.emit(Hangup(event.peer, "the topology has no edge between us"))
             return
         if peer.up:
-            self.reception.transfers.interrupted(peer.id)
+            self.reception.interrupted(peer.id)
         peer.link_up(self.context.now)
         self.greet(peer)
 
@@ -228,7 +232,7 @@ class Core:
     def _on_link_down(self, event: LinkDown) -> None:
         peer = self.links.peers.get(event.peer)
         if peer is not None and peer.up:
-            self.reception.transfers.interrupted(peer.id)
+            self.reception.interrupted(peer.id)
             self.links.down(peer, event.why)
 
     def _on_dial_failed(self, event: DialFailed) -> None:
@@ -252,6 +256,8 @@ class Core:
         self.publisher.offer_to(peer.id)
         if self.ballots.signed:
             self.links.send(peer, encode(BallotsMessage(self._ballot_list())))
+        for record in self.heads.quarantined.values():
+            self.links.send(peer, encode(Heads((record.one, record.other))))
 
     def reincarnated(self) -> None:
         """A later boot of this node was proved: say everything again under the new incarnation."""
@@ -382,6 +388,7 @@ class Core:
         return tuple(found.source for _, found in self._uses if found.source is not None)
 
     def _on_mixed(self, event: Mixed) -> None:
+        self._expect(Phase.MIXING, event)
         counted = []
         for peer, found in self._uses:
             if found.source is None:
@@ -470,15 +477,24 @@ class Core:
         return len(self.catch_up.keyframes(self.round + 1)) >= KEYFRAMES_MIN
 
     def _rebase(self) -> None:
+        self._timer = None
+        gap = self.catch_up.frontier(self.round + 1) - (self.round + 1)
+        if self.round and gap <= self.context.policy.max_staleness:
+            # those who were ahead are out of reach: no reason to drop the own model
+            self.reception.forget_borrowed()
+            if gap > 0:
+                self._jump(self.round + gap, "own model")
+            self._next_round()
+            return
         members = self.catch_up.keyframes(self.round + 1)
         enough = len(members) >= KEYFRAMES_MIN
-        self._timer = None
         self.context.emit(
             Rebase(self.catch_up.frontier(self.round + 1) - 1, members if enough else ())
         )
         self._rebasing = True
 
     def _on_rebased(self, event: Rebased) -> None:
+        self._expect(Phase.CATCHING_UP, event)
         self._rebasing = False
         self.reception.forget_borrowed()
         self._jump(event.round, event.start)
@@ -487,6 +503,7 @@ class Core:
     # ── end ──
 
     def _on_finalised(self, event: Finalised) -> None:
+        self._expect(Phase.FINAL, event)
         self.finished = True
         self.context.persist(Checkpoint(self.snapshot()))
         self._timer = self.context.now + self.context.policy.linger_s
@@ -553,7 +570,10 @@ class Core:
     # ── what may happen after any event ──
 
     def _settle(self) -> None:
-        """Move on as far as the phase allows."""
+        """Pass proofs on, and move on as far as the phase allows."""
+        while self.heads.untold:
+            record = self.heads.untold.pop()
+            self.links.broadcast(encode(Heads((record.one, record.other))))
         if self.phase in (Phase.LEAVING, Phase.STOPPED):
             return
         self.reception.pump(self._may_apply)
@@ -582,12 +602,19 @@ class Core:
     def _may_apply(self, peer: Peer | None, head: Head) -> bool:
         if self.phase is Phase.MIXING or self._rebasing:
             return False
-        if self.phase in (Phase.TRAINING, Phase.ENCODING, Phase.COLLECTING):
+        if self._expired() and self.phase in (Phase.COLLECTING, Phase.CATCHING_UP):
+            return False  # a stream of versions must not put the end of waiting off
+        if self.phase in (Phase.STARTING, Phase.TRAINING, Phase.ENCODING, Phase.COLLECTING):
             replica = peer.replica if peer else None
             # never overwrite the replica of the round in hand before it is mixed
-            if replica is not None and replica.head.header.round == self.current:
-                return head.header.round <= self.current
+            in_hand = self.current + 1 if self.phase is Phase.STARTING else self.current
+            if replica is not None and replica.head.header.round == in_hand:
+                return head.header.round <= in_hand
         return True
+
+    def _expect(self, phase: Phase, event: Event) -> None:
+        if self.phase is not phase:
+            raise LocalProtocolError(f"{type(event).__name__} in phase '{self.phase.value}'")
 
     def _step(self, step: Step) -> None:
         self.phase = after(self.phase, step)

@@ -43,10 +43,13 @@ class HeadBook:
         self._context = context
         self.newest: dict[NodeId, Head] = {}
         self.quarantined: dict[NodeId, QuarantineRecord] = {}
+        self.untold: list[QuarantineRecord] = []  # proofs to be passed on to the neighbours
         self._recent: dict[NodeId, OrderedDict[tuple[int, bytes, int], Head]] = {}
         self._verified: OrderedDict[bytes, Head] = OrderedDict()
         for member in sorted(floors):
-            self._remember(Head(floors[member], decode_header(floors[member].header)))
+            head = Head(floors[member], decode_header(floors[member].header))
+            self._check_contradiction(head)
+            self._remember(head)
 
     def check(self, signed: SignedHeader) -> Head:
         """Verify a header of another member, whoever relayed it.
@@ -55,13 +58,13 @@ class HeadBook:
         with a known header quarantines the sender and raises Replayed.
         """
         known = self.known(signed)
-        if known is not None:
-            return known
-        header = decode_header(signed.header)
+        header = known.header if known is not None else decode_header(signed.header)
         sender = NodeId(header.sender)
         self._check_place(header)
         if sender in self.quarantined:
             raise Foreign("its sender contradicted itself and is in quarantine")
+        if known is not None:
+            return known
         key = self._context.roster.members[sender].node_key
         if not self._context.verify(key, HEADER, signed.header, signed.signature):
             raise BadSignature("header signature does not verify")
@@ -86,7 +89,7 @@ class HeadBook:
 
     def sample(self, most: int = HEADS_MAX) -> list[SignedHeader]:
         """Heads to pass on: all up to ``most``, above that a random sample of them."""
-        members = sorted(self.newest)
+        members = [m for m in sorted(self.newest) if m not in self.quarantined]
         if len(members) > most:
             members = sorted(self._context.rng.sample(members, most))
         return [self.newest[member].signed for member in members]
@@ -127,16 +130,23 @@ class HeadBook:
         last = self._context.policy.last_round
         if header.round > last or header.mixed_round > last:
             raise OutOfBounds(f"round {header.round}, the training ends at {last}")
+        sender = self._context.roster.members[NodeId(header.sender)]
+        if len(header.counted) > len(sender.neighbours):
+            raise OutOfBounds("it counts more edges than its node has")
         if header.base is not None and header.base >= header.version:
             raise OutOfBounds(f"version {header.version} on base {header.base}")
 
     def _check_contradiction(self, head: Head) -> None:
         header = head.header
         sender = NodeId(header.sender)
-        recent = self._recent.get(sender)
+        recent = self._recent.setdefault(sender, OrderedDict())
         key = (header.incarnation, header.boot_id, header.version)
-        other = recent.get(key) if recent else None
+        other = recent.get(key)
         if other is None or other.header.model == header.model:
+            # kept even if it turns out to be of an older boot: a contradiction stays one
+            recent[key] = head
+            while len(recent) > RECENT_MAX:
+                recent.popitem(last=False)
             return
         self.quarantine(QuarantineRecord(sender, other.signed, head.signed))
         raise Replayed("two different models under one version: proof of equivocation")
@@ -146,6 +156,7 @@ class HeadBook:
         if record.member in self.quarantined:
             return
         self.quarantined[record.member] = record
+        self.untold.append(record)
         self._context.note(Equivocation(record.member, record.one, record.other))
         self._context.persist(record)
 
@@ -157,10 +168,6 @@ class HeadBook:
         newest = self.newest.get(sender)
         if newest is None or head.order > newest.order:
             self.newest[sender] = head
-        recent = self._recent.setdefault(sender, OrderedDict())
-        recent[head.header.incarnation, head.header.boot_id, head.header.version] = head
-        while len(recent) > RECENT_MAX:
-            recent.popitem(last=False)
         self._verified[head.signed.signature] = head
         while len(self._verified) > VERIFIED_MAX:
             self._verified.popitem(last=False)

@@ -128,7 +128,7 @@ class Inbox:
             peer.have_version = max(peer.have_version, have.version)
             self._core.observe(peer)
         else:
-            peer.refused_version, peer.refused_why = have.version, have.why
+            peer.refused_version, peer.refused_why = have.version, printable(have.why)
 
     def _gone(self, peer: Peer, gone: Gone) -> None:
         self._core.reception.transfers.gone(peer.id, gone.root)
@@ -149,9 +149,11 @@ class Inbox:
         for signed in message.heads:
             if core.heads.known(signed) is not None:
                 continue
-            self._pay(peer)
             try:
+                self._pay(peer)
                 sender = NodeId(decode_header(signed.header).sender)
+                if sender in core.heads.quarantined:
+                    continue  # the proof is known; who passes its heads on may not know it yet
                 if sender == core.context.me:
                     self._own_proof(signed)
                     continue
@@ -171,11 +173,19 @@ class Inbox:
         core = self._core
         fresh = []
         for signed in message.ballots:
-            self._pay(peer)
-            if core.ballots.receive(signed):
-                fresh.append(signed)
+            try:
+                self._pay(peer)
+                if core.ballots.receive(signed):
+                    fresh.append(signed)
+            except RemoteProtocolError as error:  # the others in the frame may be good
+                core.context.reject(peer.id, error)
         if fresh:
             core.links.broadcast(encode(Ballots(tuple(fresh))), but=peer.id)
 
     def _bye(self, peer: Peer, bye: Bye) -> None:
-        peer.down_why = f"it left: {bye.why}"
+        peer.bye = f"it left: {printable(bye.why)}"
+
+
+def printable(text: str) -> str:
+    """A peer's words, fit for a terminal and for one line of a log."""
+    return "".join(char if char.isprintable() else "?" for char in text)

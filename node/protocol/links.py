@@ -39,6 +39,7 @@ class Links:
         for peer in self.peers.values():
             delay = 0.0 if self._context.me < peer.id else DIAL_SECOND_S
             peer.dial_at = self._context.now + delay
+            peer.tokens_at = self._context.now
 
     def send(self, peer: Peer, frame: bytes, after: int | None = None) -> None:
         peer.sent_at = self._context.now
@@ -98,7 +99,7 @@ class Links:
         was_up = peer.up
         peer.link_down(self._context.now, why, self._context.rng.random())
         if was_up:
-            self._context.note(Unlinked(peer.id, why))
+            self._context.note(Unlinked(peer.id, peer.down_why))
 
     def wake(self) -> None:
         """Dial, ping and give up where it is time."""

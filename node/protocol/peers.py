@@ -30,6 +30,7 @@ class Replica:
     head: Head
     offer: bytes  # the whole Offer frame: relayed as it is to whoever asks
     arrived: float
+    receipt: int  # the Persist of its Receipt: no Have before that
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Peer:
     dial_at: float | None = None
     dial_tries: int = 0
     down_why: str = "never linked"
+    bye: str = ""  # why it left this link, in its own words
     replica: Replica | None = None
     floor: Head | None = None  # newest header applied, also by an earlier process
     mixed_round: int = 0  # highest round label of this peer that was mixed already
@@ -66,14 +68,14 @@ class Peer:
         return self.up and self.hello is not None
 
     def link_up(self, now: float) -> None:
-        self.up, self.hello = True, None
+        self.up, self.hello, self.bye = True, None, ""
         self.dialling, self.dial_at, self.dial_tries = False, None, 0
         self.heard_at = self.sent_at = now
         self.have_version = self.refused_version = 0
 
     def link_down(self, now: float, why: str, jitter: float) -> None:
         self.up, self.hello = False, None
-        self.down_why = why
+        self.down_why = self.bye or why
         self.retry(now, jitter)
 
     def retry(self, now: float, jitter: float) -> None:

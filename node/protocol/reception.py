@@ -11,7 +11,7 @@ from typing import Final
 
 from crypto.hashing import root as root_of
 from crypto.identity import NodeId
-from node.errors import Foreign, OutOfBounds, RemoteProtocolError, Replayed
+from node.errors import Foreign, LocalProtocolError, OutOfBounds, RemoteProtocolError, Replayed
 from node.protocol.context import Context
 from node.protocol.frames import encode
 from node.protocol.heads import Head, HeadBook
@@ -40,8 +40,8 @@ class Reception:
         self.transfers = Transfers(context)
         self.ready: dict[NodeId, Transfer] = {}
         self.applying: dict[NodeId, Transfer] = {}
-        self.borrowed: dict[NodeId, Replica] = {}  # keyframes of non-neighbours, for a Rebase
-        self.asked: set[NodeId] = set()
+        self.borrowed: dict[NodeId, Head] = {}  # keyframes of non-neighbours, for a Rebase
+        self.asked: dict[NodeId, NodeId] = {}  # member -> the neighbour that was asked for it
         self._refused: dict[NodeId, tuple[int, int]] = {}  # versions found to be no models
 
     # ── from the wire ──
@@ -72,8 +72,13 @@ class Reception:
 
     def ask(self, peer: Peer, member: NodeId) -> None:
         """Ask ``peer`` for the newest keyframe of a member that is not our neighbour."""
-        self.asked.add(member)
+        self.asked[member] = peer.id
         self._links.send(peer, encode(Ask(member)))
+
+    def interrupted(self, peer: NodeId) -> None:
+        """The link is gone: whom it was asked for, another neighbour may be asked for."""
+        self.transfers.interrupted(peer)
+        self.asked = {m: p for m, p in self.asked.items() if p != peer or m in self.borrowed}
 
     def relay(self, peer: Peer, member: NodeId) -> None:
         """Answer an Ask with the offer as its publisher signed it."""
@@ -105,7 +110,9 @@ class Reception:
 
     def applied(self, event: Applied) -> Peer | None:
         """The learner's verdict. Returns the neighbour whose replica is new, if it is one."""
-        transfer = self.applying.pop(event.member)
+        transfer = self.applying.pop(event.member, None)
+        if transfer is None:
+            raise LocalProtocolError("Applied for a member whose version is not being applied")
         header = transfer.head.header
         peer = self._links.peers.get(event.member)
         if not event.ok:
@@ -116,12 +123,12 @@ class Reception:
                 self._answer(peer, transfer.head, ok=False, why=event.why)
             self._context.reject(event.member, BadModel(event.why))
             return None
-        replica = Replica(transfer.head, transfer.offer, self._context.now)
         if peer is None:
-            self.borrowed[event.member] = replica
+            self.borrowed[event.member] = transfer.head
             return None
-        peer.replica, peer.floor = replica, transfer.head
         receipt = self._context.persist(Receipt(event.member, transfer.head.signed))
+        peer.replica = Replica(transfer.head, transfer.offer, self._context.now, receipt)
+        peer.floor = transfer.head
         self._answer(peer, transfer.head, ok=True, after=receipt)
         self._context.note(
             Received(
@@ -139,10 +146,11 @@ class Reception:
         for member in sorted(self.borrowed):
             self._context.emit(Forget(member))
         self.borrowed.clear()
-        for member in sorted(self.asked):
+        for member in sorted({*self.transfers.by_member, *self.ready} - {*self._links.peers}):
             self.transfers.cancel(member)
             self._drop_ready(member)
         self.asked.clear()
+        self.transfers.pump()
 
     # ── checks ──
 
@@ -151,7 +159,7 @@ class Reception:
         if header.kind == PRESENCE or header.round < 1 or header.version < 1:
             raise OutOfBounds("an offer without a version")
         if header.codec not in CODECS:
-            raise OutOfBounds(f"codec '{header.codec}' is not the training's")
+            raise OutOfBounds(f"codec {header.codec!r} is not the training's")
         expected = self._context.pins.payload_bytes
         if header.length != expected:
             raise OutOfBounds(f"payload of {header.length} bytes, the schema has {expected}")
@@ -183,13 +191,13 @@ class Reception:
             if order < least:
                 raise Replayed(f"version {header.version}, already at {floor.header.version}")
             if order == least and owner is not None and owner.replica is not None:
-                self._answer(owner, head, ok=True)
+                self._answer(owner, head, ok=True, after=owner.replica.receipt)
                 return False
         known = self.ready.get(sender) or self.applying.get(sender)
         if known is not None and known.head.header.root == header.root:
             return known.head.order < head.order
         held = self.borrowed.get(sender)
-        return held is None or held.head.order < head.order
+        return held is None or held.order < head.order
 
     def _answer(
         self, peer: Peer, head: Head, *, ok: bool, why: str = "", after: int | None = None
