@@ -116,8 +116,7 @@ class Baselines(Struct, frozen=True, kw_only=True):
     """Local-only per node, and one model pooled over all rows, with the same steps."""
 
     local_only: tuple[Alone, ...] = ()
-    pooled: Alone | None = None  # its ``node`` is "pooled"; own figures stand in ``pooled_own``
-    pooled_own: tuple[Alone, ...] = ()  # the pooled model on each node's own held-out rows
+    pooled: Alone | None = None  # ``node``: "pooled"; own figures are over all own held-out rows
 
 
 class Check(Struct, frozen=True):

@@ -1,0 +1,269 @@
+"""The virtual network: ordered links with latency, jitter, bandwidth and loss, cut and healed.
+
+It carries bytes and knows nothing of cores. Loss is what it is on a stream: a delay. Only a cut,
+a crash or a hangup breaks a link. Times are whole nanoseconds of virtual time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from scenarios.vocabulary import LinkShape
+
+MS: Final = 1_000_000
+SECOND: Final = 1_000_000_000
+PACKET_BYTES: Final = 1460  # an Ethernet frame's share of a TCP stream
+RETRANSMIT_MIN_NS: Final = 200 * MS  # Linux's least retransmission timeout
+DIAL_TIMEOUT_NS: Final = SECOND  # how long a dial into a partition takes to fail
+
+
+class Clock:
+    """Virtual time, and what is to happen in it: by time, then by order of scheduling."""
+
+    def __init__(self) -> None:
+        self.now = 0  # ns
+        self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._count = 0
+
+    def at(self, ns: int, action: Callable[..., None], *arguments: Any) -> None:
+        self._count += 1
+        heapq.heappush(self._heap, (ns, self._count, action, arguments))
+
+    def step(self) -> bool:
+        """Do what comes next; False when nothing is left."""
+        if not self._heap:
+            return False
+        self.now, _, action, arguments = heapq.heappop(self._heap)
+        action(*arguments)
+        return True
+
+
+class Ends(Protocol):
+    """Whom the network tells: nodes by their number."""
+
+    def deliver(self, node: int, peer: int, frame: bytes, digest: bytes) -> None: ...
+    def link_up(self, node: int, peer: int) -> None: ...
+    def link_down(self, node: int, peer: int, why: str) -> None: ...
+    def dial_failed(self, node: int, peer: int, why: str) -> None: ...
+
+
+class _Edge:
+    """The connection between two nodes. ``number`` grows when what is on the wire is lost."""
+
+    __slots__ = ("cut", "number", "pending")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.cut = False
+        self.pending: int | None = None  # the end that does not know of the link yet
+
+
+class _Half:
+    """One direction of a link: from ``source`` to ``target``."""
+
+    __slots__ = (
+        "back",
+        "edge",
+        "free",
+        "jitter",
+        "last",
+        "latency",
+        "loss",
+        "rate",
+        "shape",
+        "source",
+        "target",
+        "up",
+    )
+    back: _Half
+
+    def __init__(self, edge: _Edge, source: int, target: int, shape: LinkShape) -> None:
+        self.edge, self.source, self.target = edge, source, target
+        self.up = False  # as ``source`` sees it
+        self.last = 0  # when the newest frame arrives: a stream keeps its order
+        self.free = 0  # when the link's own bandwidth is free again
+        self.reshape(shape)
+
+    def reshape(self, shape: LinkShape) -> None:
+        self.shape = shape
+        self.latency = round(shape.latency_ms * MS)
+        self.jitter = round(shape.jitter_ms * MS)
+        self.loss = shape.loss
+        self.rate = _ns_per_byte(shape.bandwidth_mbps)
+
+
+class Network:
+    """All links of a scenario. ``rng``: this network's own stream of chance."""
+
+    def __init__(
+        self, clock: Clock, ends: Ends, rng: random.Random, *, nodes: int, bandwidth: float | None
+    ) -> None:
+        self._clock, self._ends, self._rng = clock, ends, rng
+        self._alive = [False] * nodes
+        self._rate = _ns_per_byte(bandwidth)  # of each node's uplink, and of its downlink
+        self._up_free = [0] * nodes
+        self._down_free = [0] * nodes
+        self._halves: list[dict[int, _Half]] = [{} for _ in range(nodes)]
+        self.sent_bytes = [0] * nodes
+        self.received_bytes = [0] * nodes
+
+    def add_link(self, a: int, b: int, shape: LinkShape) -> None:
+        edge = _Edge()
+        there, back = _Half(edge, a, b, shape), _Half(edge, b, a, shape)
+        there.back, back.back = back, there
+        self._halves[a][b], self._halves[b][a] = there, back
+
+    def shape(self, a: int, b: int) -> LinkShape:
+        return self._halves[a][b].shape
+
+    def reshape(self, a: int, b: int, shape: LinkShape) -> None:
+        """Change a link; what is on the wire still arrives as it was sent."""
+        self._halves[a][b].reshape(shape)
+        self._halves[b][a].reshape(shape)
+
+    def linked(self, a: int, b: int) -> bool:
+        return self._halves[a][b].up and self._halves[b][a].up
+
+    # ── nodes come and go ──
+
+    def boot(self, node: int) -> None:
+        self._alive[node] = True
+
+    def kill(self, node: int, why: str) -> None:
+        """The process is gone: its neighbours learn it after the latency, behind what it sent."""
+        self._alive[node] = False
+        for half in self._halves[node].values():
+            half.up = False
+            if half.edge.pending == node:
+                half.edge.pending = None
+            self._say_down(half, why)
+
+    # ── links come and go ──
+
+    def dial(self, node: int, peer: int) -> None:
+        """Answered by link_up or dial_failed; nothing where the link came up the other way."""
+        half = self._halves[node].get(peer)
+        now = self._clock.now
+        if half is None:
+            self._clock.at(now, self._ends.dial_failed, node, peer, "no such address")
+        elif half.edge.cut:
+            self._clock.at(now + DIAL_TIMEOUT_NS, self._dial_failed, half, "no answer")
+        else:
+            # TCP takes one round trip, TLS 1.3 another
+            self._clock.at(now + 4 * half.latency, self._dialled, half)
+
+    def hangup(self, node: int, peer: int, why: str) -> None:
+        half = self._halves[node].get(peer)
+        if half is not None and half.up:
+            half.up = False
+            self._say_down(half, why)
+
+    def cut(self, a: int, b: int) -> None:
+        """The link breaks at both ends at once, and what is on the wire is lost."""
+        half = self._halves[a][b]
+        half.edge.cut = True
+        half.edge.number += 1
+        half.edge.pending = None
+        for end in (half, half.back):
+            if end.up:
+                end.up = False
+                self._ends.link_down(end.source, end.target, "partitioned")
+
+    def heal(self, a: int, b: int) -> None:
+        self._halves[a][b].edge.cut = False
+
+    def _dial_failed(self, half: _Half, why: str) -> None:
+        if self._alive[half.source] and not half.up:
+            self._ends.dial_failed(half.source, half.target, why)
+
+    def _dialled(self, half: _Half) -> None:
+        edge, back = half.edge, half.back
+        if not self._alive[half.source] or half.up or edge.pending == half.source:
+            return
+        if edge.cut:
+            self._ends.dial_failed(half.source, half.target, "no answer")
+            return
+        if not self._alive[half.target]:
+            self._ends.dial_failed(half.source, half.target, "connection refused")
+            return
+        edge.number += 1
+        if back.up:  # the other end has not noticed yet that the old link is gone
+            back.up = False
+            self._ends.link_down(back.source, back.target, "replaced by a new link")
+        half.up = True
+        edge.pending = half.target
+        half.last = self._clock.now + half.latency
+        self._clock.at(half.last, self._accepted, back, edge.number)
+        self._ends.link_up(half.source, half.target)
+
+    def _accepted(self, half: _Half, number: int) -> None:
+        edge = half.edge
+        if edge.number != number or edge.pending != half.source:
+            return
+        edge.pending = None
+        half.up = True
+        half.last = self._clock.now
+        self._ends.link_up(half.source, half.target)
+
+    def _say_down(self, half: _Half, why: str) -> None:
+        """Tell the other end behind whatever is on the wire already."""
+        at = max(half.last, self._clock.now + half.latency)
+        half.last = at
+        self._clock.at(at, self._broken, half.back, half.edge.number, why)
+
+    def _broken(self, half: _Half, number: int, why: str) -> None:
+        if half.up and half.edge.number == number:
+            half.up = False
+            self._ends.link_down(half.source, half.target, why)
+
+    # ── frames ──
+
+    def send(self, node: int, peer: int, frame: bytes, digest: bytes) -> None:
+        """Send over a link that ``node`` holds up; dropped where it does not."""
+        half = self._halves[node].get(peer)
+        if half is None or not half.up:
+            return
+        size = len(frame)
+        self.sent_bytes[node] += size
+        at = self._clock.now
+        if self._rate:
+            at = max(at, self._up_free[node]) + round(size * self._rate)
+            self._up_free[node] = at
+        if half.rate:
+            at = max(at, half.free) + round(size * half.rate)
+            half.free = at
+        at += half.latency
+        if half.jitter:
+            at += round(self._rng.random() * half.jitter)
+        if half.loss:
+            packets = -(-size // PACKET_BYTES)
+            if self._rng.random() >= (1 - half.loss) ** packets:
+                at += max(RETRANSMIT_MIN_NS, 4 * half.latency)
+        at = max(at, half.last)
+        half.last = at
+        self._clock.at(at, self._arrive, half, half.edge.number, frame, digest)
+
+    def _arrive(self, half: _Half, number: int, frame: bytes, digest: bytes) -> None:
+        """The last byte reached the receiver's network, as fast as its downlink takes it."""
+        node, now = half.target, self._clock.now
+        if self._rate:
+            takes = round(len(frame) * self._rate)
+            free = self._down_free[node]
+            if free > now - takes:
+                self._down_free[node] = free + takes
+                self._clock.at(free + takes, self._deliver, half, number, frame, digest)
+                return
+            self._down_free[node] = now
+        self._deliver(half, number, frame, digest)
+
+    def _deliver(self, half: _Half, number: int, frame: bytes, digest: bytes) -> None:
+        if half.edge.number == number and half.back.up:
+            self.received_bytes[half.target] += len(frame)
+            self._ends.deliver(half.target, half.source, frame, digest)
+
+
+def _ns_per_byte(mbps: float | None) -> float:
+    return 0.0 if mbps is None else 8000.0 / mbps

@@ -1,0 +1,203 @@
+"""Carries the scenario's faults out in a simulation, in order, and remembers when they were."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct, structs
+
+from node.errors import ConfigError
+from scenarios.faults import (
+    Crash,
+    Fault,
+    Heal,
+    Link,
+    Partition,
+    Restart,
+    Slow,
+    concerned,
+)
+from scenarios.network import SECOND
+from scenarios.record import FaultSpan
+
+if TYPE_CHECKING:
+    from scenarios.simulation import Simulation
+    from scenarios.virtual_node import VirtualNode
+
+
+class Mended(Struct, frozen=True):
+    """A heal or restart: when, and the last round that any node alive had mixed by then."""
+
+    label: str
+    at: float
+    round: int
+
+
+class Outages:
+    """The faults of one run. ``pending``: what has yet to happen before the run may be over."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        scenario = simulation.scenario
+        self._faults = list(scenario.faults)
+        self.pending = len(self._faults)
+        self.restarts = any(isinstance(fault, Restart) for fault in self._faults)
+        self.slowest = max((f.factor for f in self._faults if isinstance(f, Slow)), default=1.0)
+        self.last_s = max((f.at.seconds or 0.0 for f in self._faults), default=0.0)
+        self.mended: list[Mended] = []
+        self.broken = 0  # the last round mixed anywhere when the first fault came
+        self.notes: list[str] = []
+        self._spans: list[FaultSpan] = []
+        self._open: dict[tuple[str, str], int] = {}  # (kind, node) -> place of the open span
+        self._partition: tuple[Partition, float] | None = None
+        self._node = {node.name: node for node in simulation.nodes}
+        self._carry_out = {
+            Partition: self._cut,
+            Heal: self._heal,
+            Crash: self._crash,
+            Restart: self._restart,
+            Slow: self._slow,
+            Link: self._link,
+        }
+        for fault in self._faults:
+            if type(fault) not in self._carry_out:
+                raise ConfigError(f"{scenario.source}: simulation cannot inject '{fault.kind}'")
+
+    def arm(self) -> None:
+        """The run begins."""
+        for fault in self._faults:
+            if fault.at.seconds is not None:
+                self._simulation.clock.at(round(fault.at.seconds * SECOND), self._look)
+        self._look()
+
+    def round_done(self, node: VirtualNode) -> None:
+        """A node mixed a round: what waited for it happens when this instant's work is done."""
+        if self._faults and self._faults[0].at.round is not None and self._due(self._faults[0]):
+            self._simulation.clock.at(self._simulation.clock.now, self._look)
+
+    def finish(self) -> None:
+        """The run is over."""
+        if self._partition is not None:
+            self._judge_sides()
+        for fault in self._faults:
+            self.notes.append(f"'{fault.label}' never happened: the run was over before")
+
+    @property
+    def unhappened(self) -> tuple[str, ...]:
+        return tuple(fault.label for fault in self._faults)
+
+    def spans(self) -> tuple[FaultSpan, ...]:
+        return tuple(self._spans)
+
+    # ── in order ──
+
+    def _look(self) -> None:
+        while self._faults and self._due(self._faults[0]):
+            fault = self._faults.pop(0)
+            if not self._spans:
+                self.broken = max(self._rounds().values(), default=0)
+            self._carry_out[type(fault)](fault)
+            self.pending -= 1
+
+    def _due(self, fault: Fault) -> bool:
+        simulation = self._simulation
+        if fault.at.seconds is not None:
+            return simulation.clock.now >= round(fault.at.seconds * SECOND)
+        wanted = fault.at.round or 0
+        names = concerned(fault, simulation.scenario.graph)
+        return any(self._node[name].round >= wanted for name in names)
+
+    def _rounds(self) -> dict[str, int]:
+        return {node.name: node.round for node in self._simulation.nodes if node.alive}
+
+    # ── each kind ──
+
+    def _cut(self, fault: Fault) -> None:
+        assert isinstance(fault, Partition)
+        simulation = self._simulation
+        self._partition = (fault, simulation.now)
+        simulation.checkers.cut(fault, simulation.now, self._rounds())
+        names = tuple(name for side in fault.sides for name in side)
+        self._begin(fault, names, f"{len(fault.sides)} sides")
+        for a, b in simulation.scenario.graph.edges:
+            if fault.cuts(a, b):
+                simulation.network.cut(self._node[a].index, self._node[b].index)
+
+    def _heal(self, fault: Fault) -> None:
+        simulation = self._simulation
+        assert self._partition is not None
+        cut, _ = self._partition
+        self._judge_sides()
+        self._partition = None
+        for a, b in simulation.scenario.graph.edges:
+            if cut.cuts(a, b):
+                simulation.network.heal(self._node[a].index, self._node[b].index)
+        self._end("partition", cut.sides[0][0])
+        self._mend(fault)
+
+    def _judge_sides(self) -> None:
+        """Long enough: for any node to train, wait for the longest deadline, and mix."""
+        simulation = self._simulation
+        assert self._partition is not None
+        settings = simulation.scenario.settings
+        slowest = max(node.steps * node.slow for node in simulation.nodes)
+        a_round = (
+            slowest * settings.compute.step_ms / 1000 + simulation.founded.policy.deadline_max_s
+        )
+        long = simulation.now - self._partition[1] > 2 * a_round
+        simulation.checkers.healed(simulation.now, self._rounds(), long=long)
+
+    def _crash(self, fault: Fault) -> None:
+        assert isinstance(fault, Crash)
+        for name in fault.nodes:
+            node = self._node[name]
+            if not node.alive:
+                self.notes.append(f"'{fault.label}' did nothing: {name} had ended before")
+                continue
+            self._begin(fault, (name,), name)
+            self._simulation.kill(node)
+
+    def _restart(self, fault: Fault) -> None:
+        assert isinstance(fault, Restart)
+        for name in fault.nodes:
+            node = self._node[name]
+            if node.alive or node.ended != "killed":
+                continue
+            self._simulation.boot(node)
+            self._end("crash", name)
+        self._mend(fault)
+
+    def _slow(self, fault: Fault) -> None:
+        assert isinstance(fault, Slow)
+        for name in fault.nodes:
+            self._end("slow", name)
+            self._node[name].slow = fault.factor
+            if fault.factor != 1:
+                self._begin(fault, (name,), f"{name}, {fault.factor:g}× slower")
+
+    def _link(self, fault: Fault) -> None:
+        assert isinstance(fault, Link)
+        network = self._simulation.network
+        for a, b in fault.pairs:
+            i, j = self._node[a].index, self._node[b].index
+            network.reshape(i, j, network.shape(i, j).changed(fault.change))
+        names = concerned(fault, self._simulation.scenario.graph)
+        self._begin(fault, names, f"{len(fault.pairs)} links")
+
+    def _mend(self, fault: Fault) -> None:
+        rounds = self._rounds()
+        label, at = fault.label, self._simulation.now
+        self.mended.append(Mended(label, at, max(rounds.values(), default=0)))
+
+    def _begin(self, fault: Fault, names: tuple[str, ...], what: str) -> None:
+        label = fault.name or f"{fault.kind}: {what}"
+        span = FaultSpan(
+            kind=fault.kind, nodes=names, start=self._simulation.now, end=None, label=label
+        )
+        self._open[fault.kind, names[0]] = len(self._spans)
+        self._spans.append(span)
+
+    def _end(self, kind: str, name: str) -> None:
+        place = self._open.pop((kind, name), None)
+        if place is not None:
+            self._spans[place] = structs.replace(self._spans[place], end=self._simulation.now)

@@ -1,0 +1,165 @@
+"""Turns a simulation that has ended into a Run: last figures, who ended how, and the verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from node.learning.batch import evaluate_batch
+from node.learning.metrics import Metrics
+from scenarios.baselines import baselines as train_baselines
+from scenarios.expectations import Evidence, Reconvergence, judge, reconvergence, remarks
+from scenarios.faults import Crash, Restart
+from scenarios.measures import by_round, consensus
+from scenarios.record import Check, DistanceRow, Missed, NodeRun, Run
+
+if TYPE_CHECKING:
+    from scenarios.simulation import Simulation
+    from scenarios.virtual_node import VirtualNode
+
+# Intervals of an AUROC sort the rows once a node; beyond this nobody reads them one by one.
+_INTERVALS_NODES_MAX: Final = 64
+_FIGURES: Final = ("accuracy", "auroc", "own_accuracy", "own_auroc")
+
+
+def collect(
+    simulation: Simulation,
+    *,
+    free: Mapping[int, float] | None,
+    setup_s: float,
+    wall_s: float,
+    baselines: bool,
+) -> Run:
+    """The Run of a simulation that has ended; ``free``: D by round of the run without faults."""
+    scenario, founded = simulation.scenario, simulation.founded
+    figures = _figures(simulation)
+    nodes = tuple(_node_run(simulation, node, figures) for node in simulation.nodes)
+    honest = [
+        node
+        for node in simulation.nodes
+        if node.ended == "finished" and node.name not in simulation.attackers
+    ]
+    spread = consensus([node.learner for node in honest], [node.samples for node in honest])
+    distance, relative = spread if spread is not None else (None, None)
+    begun = time.perf_counter()
+    compared = train_baselines(scenario, founded.parts) if baselines else None
+    baselines_s = time.perf_counter() - begun if baselines else None
+    distances = simulation.measures.distances()
+    back = _reconvergence(simulation, distances, free)
+    evidence = Evidence(
+        nodes=nodes,
+        could_finish=_could_finish(simulation),
+        distance=distance,
+        relative=relative,
+        baselines=compared,
+        reconvergence=back,
+    )
+    checks = (*judge(scenario, evidence), *_happened(simulation), *simulation.checkers.checks())
+    ended = [n.digest() if n.ended == "finished" else bytes(32) for n in simulation.nodes]
+    trace_hash, schedule_hash = simulation.trace.finish(ended)
+    return Run(
+        scenario=scenario.name,
+        engine="simulation",
+        seed=scenario.seed,
+        rounds=founded.policy.last_round,
+        training_rounds=founded.policy.rounds,
+        graph_nodes=scenario.graph.nodes,
+        edges=scenario.graph.edges,
+        nodes=nodes,
+        rows=tuple(simulation.measures.rows),
+        faults=simulation.outages.spans(),
+        distances=distances,
+        consensus_distance=distance,
+        consensus_relative=relative,
+        baselines=compared,
+        checks=checks,
+        trace_hash=trace_hash,
+        schedule_hash=schedule_hash,
+        wall_s=wall_s,
+        setup_s=setup_s,
+        baselines_s=baselines_s,
+        virtual_s=simulation.now,
+        absent=tuple(node.name for node in simulation.nodes if node.round == 0),
+        task=scenario.settings.task.name,
+        notes=(*remarks(back), *simulation.outages.notes),
+    )
+
+
+def _figures(simulation: Simulation) -> dict[str, Metrics]:
+    finished = [node for node in simulation.nodes if node.ended == "finished"]
+    found = evaluate_batch([node.learner for node in finished])
+    return {node.name: metrics for node, metrics in zip(finished, found, strict=True)}
+
+
+def _node_run(simulation: Simulation, node: VirtualNode, figures: Mapping[str, Metrics]) -> NodeRun:
+    metrics = figures.get(node.name) or Metrics()
+    finished = node.name in figures
+    few = len(simulation.nodes) <= _INTERVALS_NODES_MAX
+    intervals = {}
+    for figure in _FIGURES if finished and few else ():
+        interval = node.learner.interval(figure)
+        if interval is not None:
+            intervals[figure] = interval
+    core = node.core
+    name = simulation.founded.roster.name
+    return NodeRun(
+        name=node.name,
+        samples=node.samples,
+        ended="failed: still running when the time was up" if node.alive else node.ended,
+        rounds=node.round,
+        accuracy=metrics.accuracy,
+        auroc=metrics.auroc,
+        loss=metrics.loss,
+        correct=metrics.correct if metrics.rows else None,
+        test_rows=metrics.rows,
+        own_accuracy=metrics.own_accuracy,
+        own_auroc=metrics.own_auroc,
+        own_correct=metrics.own_correct if metrics.own_rows else None,
+        own_test_rows=metrics.own_rows,
+        intervals=intervals,
+        missed=tuple(
+            Missed(name(p.id), p.missed_count, p.missed_first, p.missed_last, p.missed_why)
+            for p in core.links.peers.values()
+            if p.missed_count
+        ),
+        sent_bytes=simulation.network.sent_bytes[node.index],
+        received_bytes=simulation.network.received_bytes[node.index],
+        rejections=dict(sorted(core.context.rejections.items())),
+        half_edges=core.half_edges,
+        late=core.late,
+        jumped=node.jumped,
+        resumed=node.boots - 1,
+        digest=node.digest().hex() if finished else None,
+    )
+
+
+def _could_finish(simulation: Simulation) -> tuple[str, ...]:
+    """Nodes that no fault (and no test) left down at the end."""
+    down: set[str] = set()
+    for fault in simulation.scenario.faults:
+        if isinstance(fault, Crash):
+            down.update(fault.nodes)
+        elif isinstance(fault, Restart):
+            down.difference_update(fault.nodes)
+    if simulation.hooks.restart_after_s is None:
+        down.update(simulation.hooks.kill_at)
+    return tuple(name for name in simulation.founded.names if name not in down)
+
+
+def _happened(simulation: Simulation) -> tuple[Check, ...]:
+    if not simulation.scenario.faults:
+        return ()
+    left = simulation.outages.unhappened
+    value = ", ".join(left) if left else len(simulation.scenario.faults)
+    return (Check("every event happened", not left, value, len(simulation.scenario.faults)),)
+
+
+def _reconvergence(
+    simulation: Simulation, distances: tuple[DistanceRow, ...], free: Mapping[int, float] | None
+) -> Reconvergence | None:
+    mended = simulation.outages.mended
+    if free is None or not mended:
+        return None
+    faulty = by_round(distances)
+    return reconvergence(faulty, free, mended=mended[-1].round, broken=simulation.outages.broken)

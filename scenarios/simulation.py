@@ -1,0 +1,352 @@
+"""The simulation engine: real cores and real learners under virtual time, repeatable bit by bit.
+
+The shell of node/runtime.py once more, with a heap of things to come in the place of the event
+loop. No wall clock decides anything here, no order of a set, no hash of an object.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import torch
+from msgspec import Struct, structs
+
+from crypto.identity import verify as ed25519
+from node.errors import GrapevineError
+from node.types import events as ev
+from scenarios.carrier import Carrier
+from scenarios.checkers import Checkers
+from scenarios.expectations import check_baselines
+from scenarios.measures import Measures, by_round
+from scenarios.network import SECOND, Clock, Network
+from scenarios.outages import Outages
+from scenarios.prepare import Founded, found
+from scenarios.record import RoundRow, Run
+from scenarios.results import collect
+from scenarios.settings import Scenario, derive
+from scenarios.trace import CRASH, KINDS, RESTART, Trace
+from scenarios.virtual_node import Forge, VirtualNode
+
+WALL_MS: Final = 1_767_225_600_000  # what the nodes' clocks show at the start: 2026-01-01, UTC
+MEMO_MAX: Final = 100_000  # signatures remembered as verified, some 50 MB
+_TICK_NS: Final = 1000  # a Wake that came too early, by rounding, comes again this much later
+
+Progress = Callable[[float, float], None]  # (virtual seconds, share done)
+
+
+class Hooks(Struct, kw_only=True):
+    """What tests may do to a run; an ordinary run has none.
+
+    ``forge``: what a node publishes instead of its model (NAME -> function of the honest one).
+    ``kill_at``: crash a node before its k-th effect; it starts again ``restart_after_s`` later
+    (None: never). ``on_effect`` sees every effect before it is carried out.
+    """
+
+    forge: Mapping[str, Forge] = {}
+    kill_at: Mapping[str, int] = {}
+    restart_after_s: float | None = 1.0
+    on_effect: Callable[[str, ev.Effect, float], None] | None = None
+    evaluate: bool = True
+
+
+class Simulation:
+    """One run. ``run`` may be called once."""
+
+    def __init__(
+        self, founded: Founded, hooks: Hooks | None = None, on_progress: Progress | None = None
+    ) -> None:
+        self.founded, self.hooks = founded, hooks or Hooks()
+        self.scenario = founded.scenario
+        settings = self.scenario.settings
+        self.clock = Clock()
+        self.trace = Trace()
+        names = founded.names
+        self.nodes = [
+            VirtualNode(
+                name=name,
+                index=index,
+                me=founded.ids[name],
+                key=founded.keys[name],
+                samples=founded.parts[name].samples,
+            )
+            for index, name in enumerate(names)
+        ]
+        self.by_id = {node.me: node for node in self.nodes}
+        self.network = Network(
+            self.clock,
+            self,
+            random.Random(self._seed("network")),
+            nodes=len(names),
+            bandwidth=settings.network.bandwidth_mbps,
+        )
+        places = {name: index for index, name in enumerate(names)}
+        for a, b in self.scenario.graph.edges:
+            self.network.add_link(places[a], places[b], self.scenario.link_shape(a, b))
+        self.attackers = tuple(sorted(self.hooks.forge))
+        self.checkers = Checkers(
+            founded.roster, founded.policy, attackers=[founded.ids[a] for a in self.attackers]
+        )
+        self.measures = Measures(evaluate=self.hooks.evaluate)
+        self.outages = Outages(self)
+        keeps_disks = self.outages.restarts or bool(self.hooks.kill_at)
+        self._memo: dict[tuple[bytes, str, bytes, bytes], bool] = {}
+        self._on_progress = on_progress
+        self._rounds_done = 0
+        self.carrier = Carrier(self, keeps_disks=keeps_disks)
+        first = founded.learner(names[0])
+        self._pins = founded.pins(first)
+        self._made = {0: first} | {
+            index: founded.learner(name) for index, name in enumerate(names) if index
+        }
+
+    # ── the run ──
+
+    def run(self) -> None:
+        """Until every node has ended and every fault has happened, or nothing moves any more."""
+        for node in self.nodes:
+            node.steps = self.founded.steps[node.name]
+            node.forge = self.hooks.forge.get(node.name)
+            node.kill_at = self.hooks.kill_at.get(node.name)
+        for node in self.nodes:
+            self.boot(node)
+        self.outages.arm()
+        limit = self._limit_ns()
+        clock = self.clock
+        while not self.over and clock.step():
+            if clock.now > limit:
+                break
+        self.measures.flush()
+        self.outages.finish()
+        self.checkers.end(self.now)
+
+    @property
+    def now(self) -> float:
+        """Virtual seconds since the start."""
+        return self.clock.now / SECOND
+
+    @property
+    def over(self) -> bool:
+        return not self.outages.pending and not any(node.alive for node in self.nodes)
+
+    def boot(self, node: VirtualNode) -> None:
+        """Start a node's process on its disk."""
+        again = node.boots > 0
+        learner = self._made.pop(node.index, None) or self.founded.learner(node.name)
+        if again:
+            self.trace.add(self.clock.now, node.index, RESTART)
+            self.checkers.boot(node.me)
+        policy = self.founded.policy
+        start = self.scenario.settings.start
+        if start.after_s is not None:
+            by = WALL_MS + round(start.after_s * 1000)
+            policy = structs.replace(policy, start_by_ms=by)
+        self.network.boot(node.index)
+        node.boot(
+            learner,
+            roster=self.founded.roster,
+            pins=self._pins,
+            policy=policy,
+            verify=self.verify,
+            seed=self._seed("nodes", node.name, str(node.boots)),
+        )
+        self.feed(node, ev.Start(WALL_MS + self.clock.now // 1_000_000))
+
+    def kill(self, node: VirtualNode, *, ended: str = "killed", why: str = "reset") -> None:
+        """The process is gone, with everything that is not on its disk."""
+        if not node.alive:
+            return
+        self.measures.settle(node.index)
+        node.alive, node.ended = False, ended
+        node.todo.clear()
+        self.carrier.forget(node)
+        if ended == "killed":
+            self.trace.add(self.clock.now, node.index, CRASH)
+        self.network.kill(node.index, why)
+
+    def _limit_ns(self) -> int:
+        """Far beyond what the slowest run may take: a node alive then hangs."""
+        policy, settings = self.founded.policy, self.scenario.settings
+        slowest = max(self.founded.steps.values()) * settings.compute.step_ms / 1000
+        a_round = slowest * self.outages.slowest + policy.deadline_max_s + 1.0
+        extra = self.outages.last_s + (settings.start.after_s or 0.0) + 600.0
+        boots = 1 + len(self.hooks.kill_at)
+        return round((a_round * (policy.last_round + 2) + policy.linger_s) * boots + extra) * SECOND
+
+    def _seed(self, *purpose: str) -> int:
+        return derive(self.scenario.seed, *purpose)
+
+    # ── events in ──
+
+    def feed(self, node: VirtualNode, event: ev.Event, digest: bytes = b"") -> None:
+        """Hand one event to a core and carry out all that follows at this instant."""
+        if not node.alive:
+            return
+        self.trace.add(self.clock.now, node.index, KINDS[type(event)], digest)
+        node.todo.append(event)
+        if node.busy:
+            return
+        node.busy = True
+        try:
+            self._work_off(node)
+        except GrapevineError as error:  # the learner or the core refuses: this node stops
+            self.kill(node, ended=f"failed: {error}", why="closed")
+        finally:
+            node.busy = False
+
+    def _work_off(self, node: VirtualNode) -> None:
+        now, boots = self.clock.now / SECOND, node.boots
+        handlers, watch, todo = self.carrier.handlers, self.hooks.on_effect, node.todo
+        while todo and node.boots == boots:
+            durable = node.durable
+            for effect in node.core.handle(todo.popleft(), now=now):
+                if node.effects == node.kill_at:
+                    self._kill_for_test(node)
+                if not node.alive:
+                    return
+                node.effects += 1
+                if watch is not None:
+                    watch(node.name, effect, now)
+                handlers[type(effect)](node, effect)
+            if node.durable > durable and node.alive:
+                # group commit: one answer for all that was written
+                self.answer(node, ev.Persisted(node.durable))
+        if node.alive:
+            self._arm(node)
+
+    def answer(self, node: VirtualNode, event: ev.Event, digest: bytes = b"") -> None:
+        """What takes no virtual time is answered at once, after the effects in hand."""
+        self.trace.add(self.clock.now, node.index, KINDS[type(event)], digest)
+        node.todo.append(event)
+
+    def _kill_for_test(self, node: VirtualNode) -> None:
+        node.kill_at = None
+        self.kill(node)
+        if self.hooks.restart_after_s is not None:
+            at = self.clock.now + round(self.hooks.restart_after_s * SECOND)
+            self.outages.pending += 1
+            self.clock.at(at, self._boot_after_test, node)
+
+    def _boot_after_test(self, node: VirtualNode) -> None:
+        self.outages.pending -= 1
+        self.boot(node)
+
+    def _arm(self, node: VirtualNode) -> None:
+        wake = node.core.next_wake()
+        if wake is None:
+            return
+        due = math.ceil(wake * SECOND)
+        if due <= self.clock.now:
+            due = self.clock.now + _TICK_NS
+        if node.armed is None or due < node.armed:
+            node.armed = due
+            self.clock.at(due, self._wake, node, node.boots, due)
+
+    def _wake(self, node: VirtualNode, boots: int, due: int) -> None:
+        if node.boots != boots or node.armed != due or not node.alive:
+            return
+        node.armed = None
+        wake = node.core.next_wake()
+        if wake is not None and wake <= self.clock.now / SECOND:
+            self.feed(node, ev.Wake())
+        else:
+            self._arm(node)
+
+    # ── the network's answers (scenarios.network.Ends) ──
+
+    def deliver(self, node: int, peer: int, frame: bytes, digest: bytes) -> None:
+        self.feed(self.nodes[node], ev.Frame(self.nodes[peer].me, frame), digest)
+
+    def link_up(self, node: int, peer: int) -> None:
+        self.feed(self.nodes[node], ev.LinkUp(self.nodes[peer].me))
+
+    def link_down(self, node: int, peer: int, why: str) -> None:
+        self.nodes[node].withheld.pop(self.nodes[peer].me, None)
+        self.feed(self.nodes[node], ev.LinkDown(self.nodes[peer].me, why))
+
+    def dial_failed(self, node: int, peer: int, why: str) -> None:
+        self.feed(self.nodes[node], ev.DialFailed(self.nodes[peer].me, why))
+
+    def round_done(self, node: VirtualNode, done: ev.RoundDone, at: float) -> None:
+        name, policy = self.founded.roster.name, self.founded.policy
+        node.round = done.round
+        row = RoundRow(
+            node=node.name,
+            round=done.round,
+            at=at,
+            mixed=tuple(name(source.member) for source in done.mixed),
+            missing=tuple((name(missing.member), missing.why) for missing in done.missing),
+            waited_s=done.waited_s,
+            sent_bytes=self.network.sent_bytes[node.index],
+            received_bytes=self.network.received_bytes[node.index],
+            half_edges=done.half_edges,
+            late=done.late,
+            alone=done.alone,
+            kept_own=done.kept_own,
+        )
+        every = self.founded.learning.evaluate_every
+        self.measures.mixed(
+            node.index,
+            node.learner,
+            row,
+            weight=0.0 if node.name in self.attackers else float(node.samples),
+            evaluate=done.round % every == 0 or done.round == policy.last_round,
+        )
+        self.outages.round_done(node)
+        self._rounds_done += 1
+        if self._on_progress is not None and self._rounds_done % len(self.nodes) == 0:
+            share = self._rounds_done / (policy.last_round * len(self.nodes))
+            self._on_progress(at, min(1.0, share))
+
+    def verify(self, public: bytes, purpose: str, message: bytes, signature: bytes) -> bool:
+        """One verification of a header however many nodes receive it: memory by exact bytes."""
+        key = (public, purpose, message, signature)
+        known = self._memo.get(key)
+        if known is None:
+            if len(self._memo) >= MEMO_MAX:
+                self._memo.clear()
+            known = self._memo[key] = ed25519(public, purpose, message, signature)
+        return known
+
+
+def simulate(
+    scenario: Scenario,
+    *,
+    seed: int | None = None,
+    hooks: Hooks | None = None,
+    on_progress: Progress | None = None,
+    baselines: bool = False,
+) -> Run:
+    """Run a scenario under virtual time.
+
+    ``baselines``: also train each node alone, and one model on all rows. Raises ConfigError for
+    what cannot be run. The same scenario and seed give the same Run, but for the times it took.
+    """
+    scenario = scenario.with_seed(seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on one thread results are bit-equal whatever the batch
+    try:
+        begun = time.perf_counter()
+        check_baselines(scenario, baselines=baselines)
+        founded = found(scenario)
+        simulation = Simulation(founded, hooks, on_progress)
+        started = time.perf_counter()
+        simulation.run()
+        ended = time.perf_counter()
+        free = None
+        if scenario.settings.expect.reconverged_within_rounds is not None:
+            calm = Simulation(found(scenario.without_faults()), Hooks(evaluate=False))
+            calm.run()
+            free = by_round(calm.measures.distances())
+        return collect(
+            simulation,
+            free=free,
+            setup_s=started - begun,
+            wall_s=ended - started,
+            baselines=baselines,
+        )
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,158 @@
+"""One node of a simulation: the real core, the real learner, a spool, and a disk that survives."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import structs
+from torch import Tensor
+
+from crypto.hashing import tree_digest
+from crypto.identity import NodeId, SigningKey
+from node.learning.learner import Learner
+from node.learning.vector import as_bytes
+from node.protocol.core import Core
+from node.types.events import (
+    Applied,
+    Apply,
+    Checkpoint,
+    CoreState,
+    Encode,
+    Encoded,
+    Event,
+    Incarnation,
+    Published,
+    Quarantine,
+    Receipt,
+    Record,
+    Send,
+    StoreChunk,
+)
+from node.types.roster import Pins, Policy, Roster
+
+Verify = Callable[[bytes, str, bytes, bytes], bool]
+LearnerState = tuple[dict[str, Tensor], dict[str, Any]]
+# Replaces what a node publishes: (its honest public model) -> another one
+Forge = Callable[[Tensor], Tensor | None]
+
+
+class Disk:
+    """What outlives the process: the core's records, and the learner as of the last checkpoint."""
+
+    def __init__(self) -> None:
+        self.state = CoreState()
+        self.learner: LearnerState | None = None
+
+    def write(self, record: Record, learner: LearnerState | None) -> None:
+        """Commit one record; ``learner`` comes with a Checkpoint."""
+        match record:
+            case Incarnation():
+                self._set(incarnation=record.incarnation)
+            case Published():
+                self._set(version=record.version)
+            case Receipt():
+                self._set(floors={**self.state.floors, record.member: record.signed})
+            case Quarantine():
+                self._set(quarantined={**self.state.quarantined, record.member: record})
+            case Checkpoint():
+                self.state, self.learner = record.state, learner
+
+    def _set(self, **changes: Any) -> None:
+        self.state = structs.replace(self.state, **changes)
+
+
+class VirtualNode:
+    """A member's process under virtual time. The engine carries its effects out."""
+
+    def __init__(self, *, name: str, index: int, me: NodeId, key: SigningKey, samples: int) -> None:
+        self.name, self.index, self.me, self.key = name, index, me, key
+        self.samples = samples
+        self.disk = Disk()
+        self.alive = False
+        self.boots = 0  # processes so far; what was scheduled for an older one is dropped
+        self.ended = ""
+        self.slow = 1.0
+        self.steps = 0
+        self.effects = 0  # carried out, over all boots
+        self.kill_at: int | None = None
+        self.forge: Forge | None = None
+        self.round = 0  # the last one mixed, as told by the core
+        self.jumped = 0
+        self.core: Core
+        self.learner: Learner
+        self.todo: deque[Event] = deque()
+        self.busy = False
+        self.armed: int | None = None  # when the next Wake is scheduled, ns
+        self.durable = 0  # the last Persist that is on the disk
+        self.withheld: dict[NodeId, deque[Send]] = {}
+        self.spool: dict[tuple[NodeId, bytes], bytes | bytearray | memoryview] = {}
+
+    def boot(
+        self,
+        learner: Learner,
+        *,
+        roster: Roster,
+        pins: Pins,
+        policy: Policy,
+        verify: Verify,
+        seed: int,
+    ) -> None:
+        """A new process on this node's disk."""
+        self.boots += 1
+        self.alive, self.ended = True, ""
+        self.learner = learner
+        if self.disk.learner is not None:
+            learner.load_state(*self.disk.learner)
+        rng = random.Random(seed)
+        self.core = Core(
+            me=self.me,
+            roster=roster,
+            pins=pins,
+            policy=policy,
+            state=self.disk.state,
+            sign=self.key.sign,
+            verify=verify,
+            entropy=rng.randbytes,
+            rng=rng,
+        )
+        self.todo.clear()
+        self.withheld.clear()
+        self.spool.clear()
+        self.armed, self.durable, self.busy = None, 0, False
+
+    # ── what the learner's shell does on a real node ──
+
+    def encode(self, effect: Encode) -> Encoded:
+        """Publish, or publish a lie where this node is an attacker (in tests alone)."""
+        if self.forge is None:
+            return self.learner.encode(effect)
+        own = self.learner.x.detach().clone()
+        lie = self.forge(own)
+        if lie is not None:
+            self.learner.x.detach().copy_(lie)
+        encoded = self.learner.encode(effect)
+        self.learner.x.detach().copy_(own)
+        self.learner.public.copy_(own)
+        return encoded
+
+    def store(self, effect: StoreChunk) -> None:
+        """Keep verified bytes. A payload that came whole is kept as it is: frames never change."""
+        key = (effect.member, effect.root)
+        if effect.offset == 0 and len(effect.data) == effect.length:
+            self.spool[key] = effect.data
+            return
+        buffer = self.spool.setdefault(key, bytearray(effect.length))
+        assert isinstance(buffer, bytearray)
+        buffer[effect.offset : effect.offset + len(effect.data)] = effect.data
+
+    def apply(self, effect: Apply) -> Applied:
+        payload = self.spool.pop((effect.member, effect.root))
+        data = bytes(payload) if isinstance(payload, bytearray) else payload
+        return self.learner.apply(effect, data)
+
+    def digest(self) -> bytes:
+        """Of the own model's shared part, 32 bytes."""
+        return tree_digest(as_bytes(self.learner.x.detach().cpu()))
