@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,6 +39,10 @@ from node.consortium import (
 from node.errors import ConfigError
 from node.types.settings import CharterSettings, PinSettings
 
+if TYPE_CHECKING:
+    from node.learning.task import Task
+    from topology.graph import Graph
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -72,6 +76,7 @@ def new(
     text = _read(charter).decode("utf-8", "replace")
     draft = read_charter(text.encode(), source=source)
     cards = _mailed(draft, charter, card or [])
+    task = _task(draft, source)
     text = fill_members(text, cards, source=source)
     settings = read_charter(text.encode(), source=source)
     if any(not member.samples for member in settings.member):
@@ -79,7 +84,8 @@ def new(
         settings = read_charter(text.encode(), source=source)
     member_cards(settings, source=source)
     graph = charter_graph(settings, base=charter.parent, source=source)
-    text = set_pins(text, _pins(settings, topology_digest(graph)), source=source)
+    _check_rule(settings, graph, source)
+    text = set_pins(text, _pins(task, topology_digest(graph)), source=source)
     check_charter(text.encode(), base=charter.parent, source=source)
     write_text(charter, text)
     names = [member.name for member in settings.member]
@@ -260,11 +266,33 @@ def _split_sizes(settings: CharterSettings, source: str) -> dict[str, int]:
     return {name: part.samples for name, part in made.items()}
 
 
-def _pins(settings: CharterSettings, topology: bytes) -> PinSettings:
+def _task(settings: CharterSettings, source: str) -> Task:
+    """The task without rows, its optimiser tried. Raises ConfigError."""
+    from node.learning import optimizers
     from node.learning.tasks import bare_task
+    from node.learning.vector import FlatModel
+
+    try:
+        task = bare_task(settings.task, seed=settings.learning.seed)
+        optimizers.build(task, settings.learning, FlatModel(task))
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    return task
+
+
+def _check_rule(settings: CharterSettings, graph: Graph, source: str) -> None:
+    from node.learning.rules import check_rule
+
+    models = {name: 1 + graph.degree(name) for name in graph.nodes}
+    try:
+        check_rule(settings.learning.rule, settings.learning.f, models)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _pins(task: Task, topology: bytes) -> PinSettings:
     from node.learning.vector import code_digest, initial_digest, schema_digest
 
-    task = bare_task(settings.task, seed=settings.learning.seed)
     return PinSettings(
         topology=topology.hex(),
         schema=schema_digest(task).hex(),

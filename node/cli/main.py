@@ -126,8 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _usage(error)
     except typer.Abort:
         return _fail("interrupted", 130)
-    except BrokenPipeError:
-        # the reader of our output went away (`grapevine … | head`); Python must not flush again
+    except (BrokenPipeError, SystemExit):
+        # the reader of our output went away (`grapevine … | head`): typer's way to say so, or
+        # Python's; nothing may flush again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
