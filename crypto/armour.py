@@ -55,6 +55,8 @@ def unwrap(label: str, text: str, *, source: str) -> bytes:
         raw = base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise ConfigError(f"{source}: the {what} is damaged: not base64") from None
+    if base64.b64encode(raw).decode().rstrip("=") != body:  # one spelling: no stray bits at its end
+        raise ConfigError(f"{source}: the {what} is damaged: not the base64 that was written")
     content, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
     if checksum != _checksum(label, content):
         raise ConfigError(f"{source}: the {what} is damaged: its checksum does not fit")

@@ -13,6 +13,7 @@ from crypto.armour import unwrap, wrap
 from crypto.certificate import check_certificate, make_certificate
 from crypto.identity import NodeId, node_id, verify
 from crypto.keys import Keys, validate_name
+from crypto.packed import decode
 from crypto.purposes import CARD
 from node.errors import ConfigError
 
@@ -94,11 +95,8 @@ def read_card(text: str, *, source: str) -> tuple[Card, bytes]:
 
 def parse_card(signed: bytes, *, source: str) -> Card:
     """A card from its signed bytes, everything about it checked. Raises ConfigError."""
-    try:
-        outer = msgspec.msgpack.decode(signed, type=SignedCard)
-        card = msgspec.msgpack.decode(outer.card, type=Card)
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{source}: not a card: {error}") from None
+    outer = decode(signed, SignedCard, source=source, what="a card")
+    card = decode(outer.card, Card, source=source, what="a card")
     if NodeId(card.node_id) != node_id(card.member_key):
         raise ConfigError(f"{source}: the node id is not that of the member key")
     if not verify(card.member_key, CARD, outer.card, outer.signature):

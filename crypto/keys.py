@@ -19,6 +19,7 @@ from nacl.secret import SecretBox
 
 from crypto.armour import unwrap, wrap
 from crypto.identity import SEED_BYTES, NodeId, SigningKey, node_id
+from crypto.packed import decode
 from node.errors import ConfigError, StorageError
 
 MEMBER_FILE: Final = "member.key"
@@ -221,7 +222,5 @@ def _read(path: Path) -> _KeyFile:
         raise ConfigError(f"{path}: not a grapevine key file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        return msgspec.msgpack.decode(unwrap("KEY", text, source=str(path)), type=_KeyFile)
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{path}: damaged: {error}") from None
+    content = unwrap("KEY", text, source=str(path))
+    return decode(content, _KeyFile, source=str(path), what="a grapevine key file")

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from crypto.armour import unwrap, wrap
 from crypto.identity import NodeId, SigningKey, node_id, short_id, verify
+from crypto.packed import decode
 from crypto.purposes import CHARTER
 from node.errors import ConfigError, LocalProtocolError
 
@@ -61,10 +62,7 @@ def sign_charter(key: SigningKey, signer: NodeId, body: bytes) -> str:
 def read_signature(text: str, body: bytes, *, source: str) -> tuple[NodeId, bytes]:
     """(signer, signature) of a signature file. Raises ConfigError if it is for other bytes."""
     data = unwrap("SIGNATURE", text, source=source)
-    try:
-        made = msgspec.msgpack.decode(data, type=_Signature)
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{source}: not a signature: {error}") from None
+    made = decode(data, _Signature, source=source, what="a signature")
     if made.consortium != consortium_id(body):
         raise ConfigError(
             f"{source}: signs another charter than this one: it was changed after signing, or the "
@@ -82,10 +80,7 @@ def seal(body: bytes, signatures: Mapping[NodeId, bytes]) -> str:
 def unseal(text: str, *, source: str) -> Sealed:
     """Open a consortium file; its signatures are checked by ``check_founders``."""
     data = unwrap("CONSORTIUM", text, source=source)
-    try:
-        envelope = msgspec.msgpack.decode(data, type=_Envelope)
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{source}: not a consortium file: {error}") from None
+    envelope = decode(data, _Envelope, source=source, what="a consortium file")
     signatures = {NodeId(signer): sig for signer, sig in envelope.signatures.items()}
     return Sealed(envelope.body, signatures, consortium_id(envelope.body))
 
