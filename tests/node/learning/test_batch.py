@@ -54,12 +54,11 @@ def test_twenty_stacked_steps_are_twenty_single_steps(learners, task, optimizer)
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("size", [16, 5])
-def test_a_models_bits_do_not_depend_on_its_company(learners, task, optimizer, size):
-    policy = LearningSettings(local_epochs=1, optimizer=optimizer, batch_size=size)
+def test_a_models_bits_do_not_depend_on_its_company(learners, task, optimizer):
+    policy = LearningSettings(local_epochs=1, optimizer=optimizer)
     runs = [learners(task, 16, policy, uneven(task)) for _ in range(3)]
     losses = [{}, {}, {}]
-    for round_ in range(1, 4):
+    for round_ in range(1, 3):
         for nodes, size, seen in zip(runs, (1, 3, 16), losses, strict=True):
             order = nodes if size < 16 else nodes[::-1]
             for at in range(0, 16, size):
@@ -77,6 +76,30 @@ def test_a_models_bits_do_not_depend_on_its_company(learners, task, optimizer, s
         for node, first in zip(nodes, runs[0], strict=True):
             assert torch.equal(node.vector.flat, first.vector.flat)
         assert found == figures[0]
+
+
+def test_matrices_of_odd_shape_are_aligned_alike_in_every_place():
+    """Without alignment the last models of an odd stack differ in their last bits."""
+
+    def make():
+        nodes = []
+        for seed in range(9):
+            task = sequential(
+                nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, 3)
+            )
+            policy = LearningSettings(local_steps=6, batch_size=3, optimizer="sgd")
+            nodes.append(Learner(task, policy, me=bytes([seed]), seed=seed))
+        return nodes
+
+    together, alone = make(), make()
+    train_batch([(node, 1) for node in together])
+    for node in alone:
+        train_batch([(node, 1)])
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one.x, other.x)
+    stack = batch._stack([torch.ones(17), torch.ones(17)])
+    assert all(row.data_ptr() % 64 == 0 for row in stack)
+    assert float(stack.sum()) == 34
 
 
 def test_members_with_few_rows_and_epochs_of_different_length(learners):

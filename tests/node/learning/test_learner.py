@@ -378,8 +378,10 @@ def test_candidates_go_through_the_given_store(learners):
     node.keep_candidate(3)
     assert disk[3] == node.x.numpy().tobytes()
     disk[3] = disk[3][:-4]
-    with pytest.raises(StorageError, match="round 3 is damaged"):
-        node.choose(Choose(3, 1))
+    for damaged in (disk[3], np.full(2410, np.nan, "<f4").tobytes()):
+        disk[3] = damaged
+        with pytest.raises(StorageError, match="round 3 is damaged"):
+            node.choose(Choose(3, 1))
 
 
 @pytest.mark.parametrize("keep", ["best", "agreed"])

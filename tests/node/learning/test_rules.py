@@ -40,6 +40,13 @@ def test_f_liars_cannot_leave_the_honest_range(honest, data):
         assert (result <= high).all()
 
 
+@pytest.mark.parametrize("n", range(3, 12))
+def test_equal_models_come_out_as_they_went_in(n):
+    one = torch.randn(3000, generator=torch.Generator().manual_seed(n))
+    assert torch.equal(rules.trimmed_mean([one] * n, 1), one)
+    assert torch.equal(rules.median([one] * n), one)
+
+
 def test_without_trimming_one_liar_leaves_the_honest_range():
     honest = [torch.full((D,), float(value)) for value in range(4)]
     liar = torch.full((D,), 1e30)
