@@ -193,6 +193,10 @@ class Reception:
             if order == least and owner is not None and owner.replica is not None:
                 self._answer(owner, head, ok=True, after=owner.replica.receipt)
                 return False
+        for under_way in (self.transfers.by_member, self.ready, self.applying):
+            newer = under_way.get(sender)
+            if newer is not None and newer.head.order > head.order:
+                raise Replayed(f"version {header.version}, a newer one is on its way")
         known = self.ready.get(sender) or self.applying.get(sender)
         if known is not None and known.head.header.root == header.root:
             return known.head.order < head.order

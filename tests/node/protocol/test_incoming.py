@@ -1,0 +1,267 @@
+"""Payloads on their way in: credit, broken links, newer versions, stalls."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lone import Lone
+
+from crypto.hashing import leaf_digests, root
+from node.protocol.frames import chunk_prefix, decode
+from node.protocol.heads import Head
+from node.protocol.incoming import LINK_CHUNKS, NODE_CHUNKS, STALL_S, STALLS_MAX, Transfers
+from node.types import events as ev
+from node.types.messages import CHUNK_BYTES, Ask, Chunk, Gone, Heads, MiB, Want
+
+STAR = [(0, i) for i in range(1, 12)]
+ZEROS = bytes(CHUNK_BYTES)
+SMALL = 16 * CHUNK_BYTES  # the largest that need not wait for another
+LARGE = 18 * CHUNK_BYTES + 1000
+
+
+@cache
+def leaves_of(length: int) -> bytes:
+    return leaf_digests(bytes(length))
+
+
+class Link:
+    """Transfers of one node; what is outstanding is counted from the Wants alone."""
+
+    def __init__(self, length: int, count: int = 12) -> None:
+        self.lone = Lone(edges=STAR[: count - 1], count=count, payload_bytes=length)
+        self.context = self.lone.core.context
+        self.transfers = Transfers(self.context)
+        self.outstanding: dict[int, Counter[int]] = {i: Counter() for i in range(count)}
+        self.stored: Counter[tuple[int, int]] = Counter()
+        self.root = root(leaves_of(length), length)
+        self.length = length
+        self.take()
+
+    def take(self) -> None:
+        effects, self.context.effects = self.context.effects, []
+        ids = self.lone.ids
+        for effect in effects:
+            if isinstance(effect, ev.Send) and isinstance(want := decode(effect.frame), Want):
+                chunks = range(want.first, want.first + want.count)
+                self.outstanding[ids.index(effect.peer)].update(chunks)
+            if isinstance(effect, ev.StoreChunk):
+                self.stored[ids.index(effect.member), effect.offset // CHUNK_BYTES] += 1
+        assert max(sum(c.values()) for c in self.outstanding.values()) <= LINK_CHUNKS
+        assert sum(sum(c.values()) for c in self.outstanding.values()) <= NODE_CHUNKS
+
+    def offer(self, member: int, version: int = 1, via: int | None = None) -> None:
+        data = self.lone.header(
+            member, version, b"", root=self.root, model=self.root, length=self.length
+        )
+        head = Head(self.lone.sign(member, data), data)
+        peer = self.lone.ids[member if via is None else via]
+        self.transfers.begin(head, peer=peer, offer=b"", leaves=leaves_of(self.length))
+        self.take()
+
+    def deliver(self, link: int, index: int) -> bool:
+        self.outstanding[link][index] -= 1
+        size = min(CHUNK_BYTES, self.length - index * CHUNK_BYTES)
+        chunk = Chunk(self.root, index, memoryview(ZEROS)[:size])
+        done = self.transfers.receive(self.lone.ids[link], chunk)
+        self.take()
+        return done is not None
+
+    def waiting(self) -> list[tuple[int, int]]:
+        return [(i, k) for i, c in self.outstanding.items() for k, n in c.items() if n > 0]
+
+    def cut(self, link: int) -> None:
+        self.outstanding[link].clear()
+        self.transfers.interrupted(self.lone.ids[link])
+        self.take()
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from([SMALL, LARGE]))
+@settings(max_examples=6, deadline=None)
+def test_credit_is_never_exceeded_and_nothing_is_left_over(rng, length) -> None:  # type: ignore[no-untyped-def]
+    link = Link(length)
+    members = list(range(1, 12))
+    done: set[int] = set()
+    for member in members:
+        link.offer(member)
+    for step in range(2000):
+        todo = link.waiting()
+        if not todo:
+            break
+        where, index = rng.choice(todo)
+        if step % 37 == 36:
+            link.cut(where)
+            link.offer(where)
+        elif step % 53 == 52:
+            link.offer(where)  # offered twice on one link: in flight stays in flight
+        elif link.deliver(where, index):
+            done.add(where)
+    assert done == set(members)
+    assert not link.transfers.by_member
+    assert set(link.stored.values()) == {1}, "no chunk is fetched twice"
+    assert len(link.stored) == 11 * -(-length // CHUNK_BYTES)
+
+
+def test_one_relay_serves_many_members_within_the_credit_of_its_link() -> None:
+    link = Link(6 * CHUNK_BYTES)
+    for member in range(2, 9):
+        link.offer(member, via=1)
+    assert sum(link.outstanding[1].values()) == LINK_CHUNKS
+    for _ in range(7 * 6):
+        assert link.waiting(), "credit became free and nobody asked"
+        link.deliver(*link.waiting()[0])
+    assert not link.transfers.by_member
+
+
+def test_who_found_no_credit_goes_on_as_soon_as_there_is_some() -> None:
+    link = Link(SMALL)
+    for member in range(1, 12):
+        link.offer(member)
+    idle = [i for i in range(1, 12) if not link.outstanding[i]]
+    assert len(idle) == 3
+    for index in range(4):
+        busy = next(i for i in range(1, 12) if link.outstanding[i][index])
+        link.deliver(busy, index)
+        link.deliver(busy, index + 4)
+    assert any(link.outstanding[i] for i in idle)
+
+
+def test_one_large_payload_at_a_time() -> None:
+    link = Link(LARGE)
+    for member in (1, 2, 3):
+        link.offer(member)
+    active = [i for i in (1, 2, 3) if link.outstanding[i]]
+    assert len(active) == 1
+    while link.outstanding[active[0]].total():
+        link.deliver(active[0], min(k for i, k in link.waiting()))
+    assert len([i for i in (1, 2, 3) if link.outstanding[i].total()]) == 1
+
+
+def test_a_large_payload_whose_link_breaks_lets_the_next_one_begin() -> None:
+    link = Link(LARGE)
+    link.offer(1)
+    link.offer(2)
+    first = next(i for i in (1, 2) if link.outstanding[i])
+    link.cut(first)
+    assert link.outstanding[3 - first].total()
+    assert not link.outstanding[first].total(), "nobody asks over a broken link"
+
+
+def bulk(length: int = LARGE, **more: object) -> Lone:
+    lone = Lone(payload_bytes=length, **more)  # type: ignore[arg-type]
+    lone.link(1, 2, 3)
+    return lone
+
+
+def wants(lone: Lone, effects: list[ev.Effect]) -> list[int]:
+    found = [decode(e.frame) for e in effects if isinstance(e, ev.Send)]
+    return [k for w in found if isinstance(w, Want) for k in range(w.first, w.first + w.count)]
+
+
+def test_from_offer_to_apply_and_have() -> None:
+    lone = bulk(hold=(ev.Train, ev.Apply))
+    todo = wants(lone, lone.frame(1, lone.offer(1, 1)))
+    assert todo == list(range(16))
+    while todo:
+        todo += wants(lone, lone.chunk(1, 1, todo.pop(0)))
+    offsets = [s.offset for s in lone.all(ev.StoreChunk)]
+    assert offsets == [k * CHUNK_BYTES for k in range(19)]
+    assert {s.length for s in lone.all(ev.StoreChunk)} == {LARGE}
+    (apply,) = lone.all(ev.Apply)
+    assert not lone.all(ev.Receipt)
+    lone.feed(ev.Applied(apply.member, apply.root, True))
+    receipt = next(e for e in lone.all(ev.Persist) if isinstance(e.record, ev.Receipt))
+    assert lone.effects[-1] != receipt
+    have = next(e for e in lone.all(ev.Send) if e.after == receipt.id)
+    assert lone.effects.index(receipt) < lone.effects.index(have)
+
+
+def test_a_broken_link_costs_the_chunks_in_flight_alone() -> None:
+    lone = bulk()
+    lone.frame(1, lone.offer(1, 1))
+    for index in (0, 1, 5):
+        lone.chunk(1, 1, index)
+    lone.feed(ev.LinkDown(lone.ids[1], "reset"))
+    late = len(lone.effects)
+    lone.chunk(1, 1, 2)
+    assert lone.effects[late:] == []
+    lone.link(1)
+    todo = wants(lone, lone.frame(1, lone.offer(1, 1)))
+    assert {0, 1, 5}.isdisjoint(todo)
+    assert sorted(todo)[:3] == [2, 3, 4]
+    while todo:
+        todo += wants(lone, lone.chunk(1, 1, todo.pop(0)))
+    assert len(lone.all(ev.StoreChunk)) == 19
+    assert lone.rejections == {}
+    assert lone.all(ev.Received)
+
+
+def test_a_newer_version_cancels_an_unfinished_older_one() -> None:
+    lone = bulk()
+    lone.frame(1, lone.offer(1, 1))
+    lone.chunk(1, 1, 0)
+    old = lone.all(ev.StoreChunk)[0].root
+    effects = lone.frame(1, lone.offer(1, 2))
+    assert ev.DropPayload(lone.ids[1], old) in effects
+    assert wants(lone, effects) == list(range(16))
+    lone.chunk(1, 1, 1)
+    assert lone.rejections == {"bounds": 1}
+
+
+def test_a_stalled_transfer_asks_again_and_is_given_up() -> None:
+    lone = bulk()
+    lone.frame(1, lone.offer(1, 1))
+    lone.chunk(1, 1, 0)
+    for turn in range(1, STALLS_MAX + 1):
+        for i in (1, 2, 3):  # the link itself is alive
+            lone.frame(i, Heads(()))
+        effects = lone.wake(turn * STALL_S)
+        asked = wants(lone, effects)
+        assert (1 in asked) == (turn < STALLS_MAX)
+        assert 0 not in asked
+    assert lone.rejections == {"bounds": 1}
+    assert not lone.core.reception.transfers.by_member
+    assert lone.all(ev.DropPayload)
+
+
+def test_gone_ends_a_transfer_and_the_next_begins() -> None:
+    lone = bulk()
+    offer = lone.offer(1, 1)
+    lone.frame(1, offer)
+    lone.frame(2, lone.offer(2, 1))
+    gone = lone.header(1, 1).root
+    lone.frame(3, Gone(gone))  # not its transfer
+    assert not lone.all(ev.DropPayload)
+    effects = lone.frame(1, Gone(gone))
+    assert lone.all(ev.DropPayload, effects) == [ev.DropPayload(lone.ids[1], gone)]
+    assert wants(lone, effects) == list(range(16))
+
+
+@pytest.mark.parametrize("damage", ["flip", "short", "long", "empty"])
+def test_wrong_chunks_are_counted_and_the_right_one_still_counts(damage: str) -> None:
+    lone = bulk()
+    lone.frame(1, lone.offer(1, 1))
+    data = bytearray(CHUNK_BYTES)
+    header = lone.header(1, 1)
+    bad = {"flip": bytes(data), "short": data[:-1], "long": data + b"x", "empty": b""}[damage]
+    lone.frame(1, chunk_prefix(header.root, 0) + bytes(bad))
+    assert sum(lone.rejections.values()) == 1
+    assert not lone.all(ev.StoreChunk)
+    lone.chunk(1, 1, 0)
+    assert len(lone.all(ev.StoreChunk)) == 1
+    lone.chunk(1, 1, 0)  # twice
+    lone.chunk(2, 1, 1)  # from somebody else
+    lone.chunk(1, 1, 18)  # not asked for yet
+    assert len(lone.all(ev.StoreChunk)) == 1
+    assert sum(lone.rejections.values()) == 4
+
+
+def test_what_is_in_hand_is_not_asked_for_again() -> None:
+    lone = bulk(8 * MiB)
+    for _ in range(2):
+        lone.frame(1, lone.offer(1, 1))
+    assert sorted(wants(lone, lone.effects)) == list(range(16))
+    assert not lone.sent(Ask)
