@@ -14,10 +14,14 @@ from node.learning import metrics
 from node.learning.metrics import Interval, Metrics
 from node.learning.sampling import stream_seed
 from node.learning.task import Rows, Table, Task, take
+from node.learning.tasks import Quadratic
 
 _ROWS_AT_ONCE: Final = 2048
 # These behave alike in training and evaluation and draw no random numbers.
-_PLAIN: Final = (nn.Sequential, nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Flatten, nn.Conv2d)
+_PLAIN: Final = (
+    *(nn.Sequential, nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Flatten, nn.Conv2d),
+    Quadratic,
+)
 
 
 class Inference:
@@ -27,8 +31,8 @@ class Inference:
         self.task = task
         self.model = task.model
         modules = list(task.model.modules())
-        # a parameter's owner that is not a known layer may do anything in its forward
-        self.plain = all(type(module) in _PLAIN for module in modules) or task.metric == "loss"
+        # a module that is not a known layer may do anything in its forward
+        self.plain = all(type(module) in _PLAIN for module in modules)
         self._norms = [module for module in modules if isinstance(module, _BatchNorm)]
         self._device = next(task.model.parameters()).device
         self.model.train(False)

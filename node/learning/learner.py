@@ -6,6 +6,7 @@ end in the caller's thread, and one Learner is used by one thread at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,7 +304,7 @@ class Learner:
                     continue
                 self.inference.refresh_statistics()
                 value = self.inference.validate()
-                if value is not None:
+                if value is not None and math.isfinite(value):
                     rows = self.inference.count(self.task.validation)
                     found.append(Score(round=round_, value=value, rows=rows))
         self.inference.refresh_statistics()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 
 import numpy as np
 import pytest
+import safetensors.torch as safetensors
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -260,7 +262,8 @@ def test_resume_is_exact(learners, optimizer):
     tensors, meta = killed.state()
     rounds(killed, 5, 9)  # what state() gave is not touched by going on
     (resumed,) = learners("digits", 1, policy)
-    resumed.load_state(tensors, meta)
+    # by way of the disk's formats
+    resumed.load_state(safetensors.load(safetensors.save(tensors)), json.loads(json.dumps(meta)))
     publish(resumed, 3)
     resumed.mix(Mix(3, (), True))
     rounds(resumed, 4, 6)
@@ -314,6 +317,16 @@ def test_dropout_and_batch_norm_resume_exactly_and_leave_the_global_generator_al
     assert torch.equal(resumed.x, through.x)
     for name, buffer in through.vector.model.named_buffers():
         assert torch.equal(dict(resumed.vector.model.named_buffers())[name], buffer)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_models_with_dropout_train_in_training_mode_whatever_the_metric(metric):
+    node = Learner(own_task(Noisy(), metric=metric), STEPS, me=b"a" * 32, seed=3)
+    seen = []
+    node.vector.model[3].register_forward_hook(lambda module, *_: seen.append(module.training))
+    node.train(1)
+    node.evaluate()
+    assert seen == [True] * 3 + [False] * 2
 
 
 def test_finalise_recomputes_batch_norm_statistics():
