@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crypto.identity import NodeId
+from scenarios.faults import Heal, Link, Partition, When
+from scenarios.faulty import DIAL_TIMEOUT_S, LOOK_S, FaultyTransport
+from scenarios.vocabulary import LinkFaultSettings, LinkShape
+from scenarios.weather import CALM, Plan, Weather, change_of, write_change
+
+B, C = NodeId(b"b" * 32), NodeId(b"c" * 32)
+NOW = When(seconds=0.0)
+
+
+class Jumping(selectors.DefaultSelector):
+    """Instead of waiting, time jumps to the next timer: nothing here depends on the machine."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout:
+            self.now += timeout
+        return super().select(0)
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self.jumping = Jumping()
+        super().__init__(self.jumping)
+
+    def time(self) -> float:
+        return self.jumping.now
+
+
+class Inner:
+    """The wrapped transport: writes down what it is asked to do."""
+
+    sent_bytes = 7
+    received_bytes = 9
+
+    def __init__(self) -> None:
+        self.did: list[tuple[Any, ...]] = []
+        self.owner: Any = None
+        self.full = 0
+
+    async def start(self, owner: Any) -> None:
+        self.owner = owner
+
+    async def close(self) -> None:
+        self.did.append(("close",))
+
+    def dial(self, peer: NodeId) -> None:
+        self.did.append(("dial", peer))
+
+    def hangup(self, peer: NodeId, why: str) -> None:
+        self.did.append(("hangup", peer, why))
+        self.owner.on_down(peer, why)
+
+    def send(self, peer: NodeId, *parts: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        self.did.append(("send", round(loop.time(), 6), peer, b"".join(parts)))
+
+    def queued_bytes(self, peer: NodeId) -> int:
+        return self.full
+
+
+class Node:
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if not name.startswith("on_"):
+            raise AttributeError(name)
+        return lambda *what: self.heard.append((name, *what))
+
+
+class Bench:
+    def __init__(self, changes: Path, shape: LinkShape, uplink: float | None = None) -> None:
+        self.changes = changes
+        plan = Plan(
+            me="a",
+            start=0.0,
+            seed=1,
+            step_ms=0,
+            shapes={"b": shape, "c": CALM},
+            uplink_mbps=uplink,
+            changes=str(changes),
+        )
+        self.inner, self.node = Inner(), Node()
+        names = {B: "b", C: "c"}
+        self.transport = FaultyTransport(self.inner, Weather(plan), lambda n: names[n])
+
+    def tell(self, fault: Any, at: float) -> None:
+        change = change_of(fault, at)
+        assert change is not None
+        write_change(self.changes, change)
+
+    def of(self, what: str) -> list[tuple[Any, ...]]:
+        return [did for did in self.inner.did if did[0] == what]
+
+
+@pytest.fixture
+def play() -> Iterator[Callable[[Coroutine[Any, Any, None]], None]]:
+    loop = JumpingLoop()
+    yield loop.run_until_complete
+    loop.close()
+
+
+CUT = Partition(at=NOW, sides=(("a", "c"), ("b",)))
+
+
+def test_a_calm_link_passes_frames_on_at_once(tmp_path: Path, play: Any) -> None:
+    bench = Bench(tmp_path / "changes", CALM)
+
+    async def act() -> None:
+        await bench.transport.start(bench.node)
+        bench.transport.on_up(B)
+        bench.transport.send(B, b"one", memoryview(b"two"))
+        assert bench.of("send") == [("send", 0.0, B, b"onetwo")]
+        bench.transport.on_frame(B, memoryview(b"three"))
+        await bench.transport.close()
+
+    play(act())
+    assert bench.node.heard == [("on_up", B), ("on_frame", B, memoryview(b"three"))]
+    assert (bench.transport.sent_bytes, bench.transport.received_bytes) == (7, 9)
+
+
+def test_frames_are_delayed_in_order_and_copied(tmp_path: Path, play: Any) -> None:
+    bench = Bench(tmp_path / "changes", LinkShape(latency_ms=100, jitter_ms=0, loss=0))
+
+    async def act() -> None:
+        await bench.transport.start(bench.node)
+        bench.transport.on_up(B)
+        model = bytearray(b"old")
+        bench.transport.send(B, b"1", memoryview(model))
+        model[:] = b"new"
+        bench.transport.send(B, b"2")
+        assert bench.of("send") == []
+        assert bench.transport.queued_bytes(B) == 5
+        await asyncio.sleep(0.2)
+        assert bench.of("send") == [("send", 0.1, B, b"1old"), ("send", 0.1, B, b"2")]
+        assert bench.transport.queued_bytes(B) == 0
+        assert ("on_drained", B) in bench.node.heard
+        await bench.transport.close()
+
+    play(act())
+
+
+def test_bandwidth_is_shared_by_all_links(tmp_path: Path, play: Any) -> None:
+    bench = Bench(tmp_path / "changes", CALM, uplink=8.0)  # 1 MB/s
+
+    async def act() -> None:
+        await bench.transport.start(bench.node)
+        bench.transport.on_up(B)
+        bench.transport.on_up(C)
+        bench.transport.send(B, bytes(500_000))
+        bench.transport.send(C, bytes(500_000))
+        await asyncio.sleep(2)
+        assert [(did[1], did[2]) for did in bench.of("send")] == [(0.5, B), (1.0, C)]
+        await bench.transport.close()
+
+    play(act())
+
+
+def test_a_partition_drops_the_links_across_it_and_refuses_new_ones(
+    tmp_path: Path, play: Any
+) -> None:
+    bench = Bench(tmp_path / "changes", LinkShape(latency_ms=100, jitter_ms=0, loss=0))
+
+    async def act() -> None:
+        transport, node = bench.transport, bench.node
+        await transport.start(node)
+        transport.on_up(B)
+        transport.on_up(C)
+        bench.tell(CUT, 1.0)
+        await asyncio.sleep(0.95)
+        transport.send(B, b"on the wire when it is cut")
+        await asyncio.sleep(0.05 + LOOK_S)
+        assert bench.of("hangup") == [("hangup", B, "partition")]
+        assert bench.of("send") == []
+        assert node.heard[-1] == ("on_down", B, "partition")
+        # out: the dial takes its time to fail and never reaches the network
+        transport.dial(B)
+        transport.dial(B)
+        assert not any(heard[0] == "on_dial_failed" for heard in node.heard)
+        await asyncio.sleep(DIAL_TIMEOUT_S + 0.01)
+        failed = [heard for heard in node.heard if heard[0] == "on_dial_failed"]
+        assert failed == [("on_dial_failed", B, "partition")]
+        assert bench.of("dial") == []
+        # in: a link that the other end made is dropped, and the node never hears of it as up
+        before = len(node.heard)
+        transport.on_up(B)
+        transport.on_frame(B, memoryview(b"from beyond"))
+        transport.send(B, b"to beyond")
+        assert [heard[0] for heard in node.heard[before:]] == ["on_dial_failed"]
+        assert bench.of("send") == []
+        # the own side is as it was
+        transport.send(C, b"here")
+        assert bench.of("send")[-1][2:] == (C, b"here")
+        bench.tell(Heal(at=NOW), 4.0)
+        await asyncio.sleep(4)
+        transport.dial(B)
+        assert bench.of("dial") == [("dial", B)]
+        transport.on_up(B)
+        assert node.heard[-1] == ("on_up", B)
+        await transport.close()
+
+    play(act())
+
+
+def test_a_link_fault_takes_effect_on_the_next_frame(tmp_path: Path, play: Any) -> None:
+    bench = Bench(tmp_path / "changes", CALM)
+    by = LinkFaultSettings(latency_ms=500)
+
+    async def act() -> None:
+        await bench.transport.start(bench.node)
+        bench.transport.on_up(B)
+        bench.tell(Link(at=NOW, pairs=(("a", "b"),), change=by), 0.0)
+        await asyncio.sleep(1)
+        bench.transport.send(B, b"late")
+        await asyncio.sleep(1)
+        assert bench.of("send")[0][1] == pytest.approx(1.5)
+        await bench.transport.close()
+
+    play(act())
+
+
+def test_a_goodbye_still_leaves_before_the_hangup(tmp_path: Path, play: Any) -> None:
+    bench = Bench(tmp_path / "changes", LinkShape(latency_ms=100, jitter_ms=0, loss=0))
+
+    async def act() -> None:
+        await bench.transport.start(bench.node)
+        bench.transport.on_up(B)
+        bench.transport.on_up(C)
+        bench.transport.send(B, b"bye")
+        bench.transport.hangup(B, "leaving")
+        bench.transport.send(C, b"bye too")
+        await bench.transport.close()
+        await asyncio.sleep(1)  # no timer of a closed transport goes off
+
+    play(act())
+    assert [did[0] for did in bench.inner.did] == ["send", "hangup", "send", "close"]
