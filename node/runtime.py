@@ -15,59 +15,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from crypto.identity import NodeId
-from node.errors import LocalProtocolError
-from node.learning.metrics import Metrics
 from node.learning.vector import as_bytes
 from node.protocol.frames import chunk_prefix, encode
 from node.runtime_parts import Parts, wall_ms
-from node.runtime_result import final_figures, missed, round_figures, write_model, write_result
+from node.runtime_result import final_figures, write_model, write_result
+from node.runtime_teller import Teller
+from node.runtime_worker import Worker
 from node.status.control import Control
-from node.status.progress import Reporter, Sink
+from node.status.progress import Sink
 from node.storage import checkpoints
 from node.storage.writer import Writer
-from node.types.events import (
-    Apply,
-    Checkpoint,
-    Choose,
-    Dial,
-    DialFailed,
-    DropPayload,
-    Effect,
-    Encode,
-    Encoded,
-    Event,
-    Exit,
-    Finalise,
-    Finalised,
-    Forget,
-    Frame,
-    Hangup,
-    Jumped,
-    LinkDown,
-    LinkUp,
-    Mix,
-    Note,
-    Notice,
-    Persist,
-    Persisted,
-    Rebase,
-    RoundDone,
-    Send,
-    SendChunk,
-    Start,
-    Stop,
-    StoreChunk,
-    Train,
-    Trained,
-    Wake,
-)
+from node.types import events as ev
 from node.types.messages import CHUNK_BYTES, CREDIT_LINK_BYTES, Gone, MiB
-
-T = TypeVar("T")
 
 # What a peer asks for is its credit (8 MiB); twice that covers Wants that crossed our answers.
 WANTED_MAX: Final = 2 * CREDIT_LINK_BYTES // CHUNK_BYTES
@@ -77,36 +39,6 @@ LINK_FULL_BYTES: Final = 2 * MiB
 # A model up to this size is copied for its checkpoint, so that training goes on while it is
 # written; above it memory is dearer than time.
 COPIED_BYTES_MAX: Final = 16 * MiB
-
-
-class Worker:
-    """One thread that runs jobs in the order given and hands each result to the loop."""
-
-    def __init__(self, name: str, fail: Callable[[BaseException], None]) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._fail = fail
-        self._loop = asyncio.get_running_loop()
-
-    def run(self, job: Callable[[], T], then: Callable[[T], object] | None = None) -> Future[T]:
-        """Queue ``job``; ``then`` gets its result in the loop. An error of it ends the node."""
-        future = self._pool.submit(job)
-        future.add_done_callback(lambda done: self._hand_over(done, then))
-        return future
-
-    def _hand_over(self, done: Future[T], then: Callable[[T], object] | None) -> None:
-        if not self._loop.is_closed() and not done.cancelled():
-            self._loop.call_soon_threadsafe(self._deliver, done, then)
-
-    def _deliver(self, done: Future[T], then: Callable[[T], object] | None) -> None:
-        error = done.exception()
-        if error is not None:
-            self._fail(error)
-        elif then is not None:
-            then(done.result())
-
-    async def close(self) -> None:
-        """Drop what has not begun and wait for the job in hand."""
-        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
 
 
 class NodeRuntime:
@@ -130,8 +62,8 @@ class NodeRuntime:
         self._learner = parts.learner
         self._transport = transport
         self._pad = pad
-        self._reporter = Reporter(parts.me.name, parts.consortium.roster, sinks)
-        self._inbox: deque[Event] = deque()
+        self._sinks = sinks
+        self._inbox: deque[ev.Event] = deque()
         self._feeding = False
         self._timer: asyncio.TimerHandle | None = None
         self._durable = 0
@@ -140,27 +72,24 @@ class NodeRuntime:
         self._own_root: bytes | None = None  # of the public model, while it may be read
         self._quit = threading.Event()
         self._signals = 0
-        self._jumps = 0
-        self._figures: dict[str, Any] = {}
-        self._exit: Exit | None = None
         self._carry: dict[type, Callable[[Any], None]] = {
-            Send: self._send,
-            SendChunk: self._send_chunk,
-            StoreChunk: self._store_chunk,
-            DropPayload: lambda e: parts.spool.drop(e.member, e.root),
-            Dial: lambda e: self._transport.dial(e.peer),
-            Hangup: lambda e: self._transport.hangup(e.peer, e.why),
-            Train: self._train,
-            Encode: self._encode,
-            Apply: self._apply,
-            Mix: lambda e: self._learn(lambda: self._learner.mix(e)),
-            Rebase: lambda e: self._learn(lambda: self._learner.rebase(e)),
-            Forget: self._forget,
-            Finalise: self._finalise,
-            Choose: self._choose,
-            Persist: self._persist,
-            Note: lambda e: self._note(e.note),
-            Exit: self._leave,
+            ev.Send: self._send,
+            ev.SendChunk: self._send_chunk,
+            ev.StoreChunk: self._store_chunk,
+            ev.DropPayload: lambda e: parts.spool.drop(e.member, e.root),
+            ev.Dial: lambda e: self._transport.dial(e.peer),
+            ev.Hangup: lambda e: self._transport.hangup(e.peer, e.why),
+            ev.Train: self._train,
+            ev.Encode: self._encode,
+            ev.Apply: self._apply,
+            ev.Mix: lambda e: self._learn(lambda: self._learner.mix(e)),
+            ev.Rebase: lambda e: self._learn(lambda: self._learner.rebase(e)),
+            ev.Forget: self._forget,
+            ev.Finalise: self._finalise,
+            ev.Choose: self._choose,
+            ev.Persist: self._persist,
+            ev.Note: lambda e: self._teller.note(e.note),
+            ev.Exit: self._leave,
         }
 
     # ── life ──
@@ -169,15 +98,18 @@ class NodeRuntime:
         """Run until the training is done or the node is stopped; the result, as in result.json."""
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
-        self._ended: asyncio.Future[Exit] = self._loop.create_future()
+        self._ended: asyncio.Future[ev.Exit] = self._loop.create_future()
         directory = self.parts.directory
         self._work = Worker("grapevine-learner", self.fail)
         self._check = Worker("grapevine-check", self.fail)
         self._disk = Writer(
             self.parts.journal,
             call_soon=self._loop.call_soon_threadsafe,
-            persisted=lambda id_: self._persisted(id_),
+            persisted=self._persisted,
             failed=self.fail,
+        )
+        self._teller = Teller(
+            self.parts, self._sinks, work=self._work, traffic=self._traffic, at=self._at
         )
         control = Control(directory.path, self._asked)
         try:
@@ -185,12 +117,12 @@ class NodeRuntime:
             await control.start()
             if handle_signals:
                 self._catch_signals()
-            self._tell_ready()
-            self.feed(Start(wall_ms()))
+            self._teller.ready()
+            self.feed(ev.Start(wall_ms()))
             ended = await self._ended
             return await self._finish(ended)
         except Exception as error:
-            self._report("failed", why=" ".join(str(error).split()))
+            self._teller.say("failed", why=" ".join(str(error).split()))
             raise
         finally:
             self._quit.set()
@@ -207,15 +139,16 @@ class NodeRuntime:
 
     def stop(self, *, after_round: bool = False) -> None:
         """Leave in order: a checkpoint, good-byes, then the end of ``run``."""
-        self.feed(Stop(after_round=after_round))
+        self.feed(ev.Stop(after_round=after_round))
 
-    async def _finish(self, ended: Exit) -> dict[str, Any]:
+    async def _finish(self, ended: ev.Exit) -> dict[str, Any]:
         """The last words: flush the disk, write the result."""
         await asyncio.to_thread(self._disk.close)
         figures = await asyncio.wrap_future(self._work.run(self._write_final))
-        result = self._result("finished" if ended.finished else "stopped", figures)
+        how = "finished" if ended.finished else "stopped"
+        result = self._teller.result(how, figures)
         write_result(self.parts.directory.result, result)
-        self._report("finished" if ended.finished else "stopped", why=ended.why, result=result)
+        self._teller.say(how, why=ended.why, result=result)
         return result
 
     async def _close_threads(self) -> None:
@@ -229,7 +162,7 @@ class NodeRuntime:
 
     # ── the core's only entry ──
 
-    def feed(self, event: Event) -> None:
+    def feed(self, event: ev.Event) -> None:
         """Hand one event in and carry out what follows, then what came meanwhile."""
         self._inbox.append(event)
         if self._feeding or self._ended.done():
@@ -253,23 +186,23 @@ class NodeRuntime:
             self._timer = None
         at = self._core.next_wake()
         if at is not None and not self._ended.done():
-            self._timer = self._loop.call_at(at, self.feed, Wake())
+            self._timer = self._loop.call_at(at, self.feed, ev.Wake())
 
     # ── what the transport tells ──
 
     def on_up(self, peer: NodeId) -> None:
         self._forget_link(peer)
-        self.feed(LinkUp(peer))
+        self.feed(ev.LinkUp(peer))
 
     def on_down(self, peer: NodeId, why: str) -> None:
         self._forget_link(peer)
-        self.feed(LinkDown(peer, why))
+        self.feed(ev.LinkDown(peer, why))
 
     def on_dial_failed(self, peer: NodeId, why: str) -> None:
-        self.feed(DialFailed(peer, why))
+        self.feed(ev.DialFailed(peer, why))
 
     def on_frame(self, peer: NodeId, frame: memoryview) -> None:
-        self.feed(Frame(peer, frame))
+        self.feed(ev.Frame(peer, frame))
 
     def on_drained(self, peer: NodeId) -> None:
         """The link has room again."""
@@ -281,7 +214,7 @@ class NodeRuntime:
         self._held.pop(peer, None)
         self._wanted.pop(peer, None)
 
-    def _send(self, effect: Send) -> None:
+    def _send(self, effect: ev.Send) -> None:
         held = self._held.get(effect.peer)
         if held or (effect.after is not None and effect.after > self._durable):
             self._held.setdefault(effect.peer, deque()).append((effect.after, effect.frame))
@@ -296,9 +229,9 @@ class NodeRuntime:
                 self._transport.send(peer, held.popleft()[1])
             if not held:
                 self._held.pop(peer, None)
-        self.feed(Persisted(id_))
+        self.feed(ev.Persisted(id_))
 
-    def _send_chunk(self, effect: SendChunk) -> None:
+    def _send_chunk(self, effect: ev.SendChunk) -> None:
         wanted = self._wanted.setdefault(effect.peer, deque())
         if len(wanted) >= WANTED_MAX:
             self._transport.hangup(effect.peer, "it asks for more than its credit")
@@ -328,18 +261,18 @@ class NodeRuntime:
                 return as_bytes(replica.vector)[start : start + CHUNK_BYTES]
         return None
 
-    def _store_chunk(self, effect: StoreChunk) -> None:
+    def _store_chunk(self, effect: ev.StoreChunk) -> None:
         self.parts.spool.store(
             effect.member, effect.root, effect.offset, effect.length, effect.data
         )
 
     # ── learning ──
 
-    def _learn(self, job: Callable[[], Event]) -> None:
+    def _learn(self, job: Callable[[], ev.Event]) -> None:
         self._work.run(job, self.feed)
 
-    def _train(self, effect: Train) -> None:
-        def job() -> Trained:
+    def _train(self, effect: ev.Train) -> None:
+        def job() -> ev.Trained:
             began = time.monotonic()
             trained = self._learner.train(effect.round)
             if self._pad is not None:
@@ -348,35 +281,35 @@ class NodeRuntime:
 
         self._learn(job)
 
-    def _encode(self, effect: Encode) -> None:
+    def _encode(self, effect: ev.Encode) -> None:
         self._own_root = None
 
-        def done(encoded: Encoded) -> None:
+        def done(encoded: ev.Encoded) -> None:
             self._own_root = encoded.payload.root
             self.feed(encoded)
 
         self._work.run(lambda: self._learner.encode(effect), done)
 
-    def _apply(self, effect: Apply) -> None:
+    def _apply(self, effect: ev.Apply) -> None:
         payload = self.parts.spool.take(effect.member, effect.root)
         self._check.run(lambda: self._learner.apply(effect, payload), self.feed)
 
-    def _forget(self, effect: Forget) -> None:
+    def _forget(self, effect: ev.Forget) -> None:
         self._check.run(lambda: self._learner.replicas.pop(effect.member, None))
 
-    def _finalise(self, effect: Finalise) -> None:
-        def job() -> Finalised:
+    def _finalise(self, effect: ev.Finalise) -> None:
+        def job() -> ev.Finalised:
             finalised = self._learner.finalise(effect)
             self._write_final()
             return finalised
 
         self._learn(job)
 
-    def _choose(self, effect: Choose) -> None:
+    def _choose(self, effect: ev.Choose) -> None:
         def done(held: bool) -> None:
             which = f"the model of round {effect.round}" if effect.round else "the last model"
             why = f"{effect.voters} members chose {which}"
-            self._report("chosen", round=effect.round, voters=effect.voters, held=held, why=why)
+            self._teller.say("chosen", round=effect.round, voters=effect.voters, held=held, why=why)
 
         self._work.run(lambda: self._learner.choose(effect), done)
 
@@ -389,9 +322,9 @@ class NodeRuntime:
 
     # ── the disk ──
 
-    def _persist(self, effect: Persist) -> None:
+    def _persist(self, effect: ev.Persist) -> None:
         record = effect.record
-        if not isinstance(record, Checkpoint):
+        if not isinstance(record, ev.Checkpoint):
             self._disk.submit(effect.id, record)
             return
         folder, state = self.parts.directory.checkpoints, record.state
@@ -411,53 +344,10 @@ class NodeRuntime:
             )
             self._disk.submit(effect.id, record, saved.result)
 
-    # ── telling ──
-
-    def _note(self, notice: Notice) -> None:
-        self.parts.journal.note(notice, time.time())
-        if isinstance(notice, RoundDone):
-            self._after_round(notice)
-            return
-        if isinstance(notice, Jumped):
-            self._jumps += 1
-        self._reporter.notice(notice, at=self._at())
-
-    def _after_round(self, done: RoundDone) -> None:
-        """Measure the mixed model, before the learner's thread goes on to the next round."""
-        policy, every = self.parts.consortium.policy, self._learner.settings.evaluate_every
-        if done.round in policy.candidates:
-            self._work.run(lambda: self._learner.keep_candidate(done.round))
-        at, traffic = self._at(), self._traffic()
-
-        def tell(metrics: Metrics | None) -> None:
-            if metrics is not None:
-                self._figures = round_figures(metrics)
-            measured = self._figures if metrics is not None else {}
-            self._reporter.round(done, at=at, measured=measured, traffic=traffic)
-
-        if done.round % every == 0 or done.round >= policy.last_round:
-            self._work.run(self._learner.evaluate, tell)
-        else:
-            tell(None)
+    # ── leaving, and who asks ──
 
     def _at(self) -> float:
         return self._loop.time() - self._began
-
-    def _report(self, event: str, **fields: Any) -> None:
-        self._reporter.emit(event, at=self._at(), **fields)
-
-    def _tell_ready(self) -> None:
-        policy, settings = self.parts.consortium.policy, self.parts.settings
-        self._report(
-            "ready",
-            listen=settings.listen,
-            pid=os.getpid(),
-            rounds=policy.last_round,
-            resumed=self.parts.resumed,
-            round=self._core.round,
-        )
-        for warning in self.parts.warnings:
-            self._report("warning", why=warning)
 
     def _traffic(self) -> dict[str, int]:
         return {
@@ -467,48 +357,16 @@ class NodeRuntime:
 
     def _asked(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer the control socket."""
-        core, policy = self._core, self.parts.consortium.policy
-        if request.get("do") == "stop":
-            self.stop(after_round=request.get("after_round") is True)
-        elif request.get("do") != "status":
-            return {"error": f"unknown request {request.get('do')!r}"}
-        roster = self.parts.consortium.roster
-        return {
-            "running": True,
-            "name": self.parts.me.name,
-            "pid": os.getpid(),
-            "phase": core.phase.value,
-            "round": core.round,
-            "rounds": policy.last_round,
-            "neighbours": len(self.parts.me.neighbours),
-            "linked": [roster.name(peer.id) for peer in core.links.linked()],
-            "accuracy": self._figures.get("accuracy"),
-            "rejections": dict(core.context.rejections),
-            **self._traffic(),
-        }
+        match request.get("do"):
+            case "stop":
+                self.stop(after_round=request.get("after_round") is True)
+            case "status":
+                pass
+            case other:
+                return {"error": f"unknown request {other!r}"}
+        return self._teller.status()
 
-    def _result(self, ended: str, figures: dict[str, Any]) -> dict[str, Any]:
-        """Everything of scenarios' NodeRun; ``jumped`` and bytes are this process's own."""
-        core, parts = self._core, self.parts
-        return {
-            "name": parts.me.name,
-            "samples": parts.me.samples,
-            "ended": ended,
-            "rounds": core.round,
-            **figures,
-            "missed": missed(core.snapshot(), parts.consortium.roster),
-            **self._traffic(),
-            "rejections": dict(sorted(core.context.rejections.items())),
-            "half_edges": core.half_edges,
-            "late": core.late,
-            "jumped": self._jumps,
-            "resumed": parts.resumed,
-            "model": str(parts.directory.model),
-        }
-
-    # ── leaving ──
-
-    def _leave(self, effect: Exit) -> None:
+    def _leave(self, effect: ev.Exit) -> None:
         if not self._ended.done():
             self._ended.set_result(effect)
 
@@ -522,5 +380,5 @@ class NodeRuntime:
         if self._signals > 1:
             # safe: everything durable is, as after a power cut
             os._exit(128 + number)
-        self._report("stopping", why="stopping; a second signal ends it at once")
+        self._teller.say("stopping", why="stopping; a second signal ends it at once")
         self.stop()
