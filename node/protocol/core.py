@@ -160,11 +160,12 @@ class Core:
 
     def next_wake(self) -> float | None:
         """When Wake must be handed in at the latest."""
-        if self.phase is Phase.STOPPED:
-            return None
+        if self.phase in (Phase.LEAVING, Phase.STOPPED):
+            return None  # the disk answers by itself
         # a deadline that is past was acted upon: what it still waits for comes as an event
         timer = None if self._expired() else self._timer
-        times = (timer, self.links.wake_at(), self.reception.transfers.wake_at())
+        join = self.start_gate.wake_at() if self.phase is Phase.STARTING else None
+        times = (timer, join, self.links.wake_at(), self.reception.transfers.wake_at())
         return min((at for at in times if at is not None), default=None)
 
     def snapshot(self) -> CoreState:
@@ -274,9 +275,11 @@ class Core:
         """A neighbour's header says with whom it mixed: compare with our own account."""
         peer = self.links.peers.get(NodeId(head.header.sender))
         mixed = head.header.mixed_round
+        mine = counted_ids([self.context.me])[0]
+        if peer is not None and mine in head.header.counted:
+            peer.used_round = max(peer.used_round, mixed)
         if peer is None or not peer.counted_rounds or mixed < peer.counted_rounds[0]:
             return
-        mine = counted_ids([self.context.me])[0]
         if mixed in peer.counted_rounds and mine not in head.header.counted:
             self.half_edges += 1
         peer.counted_rounds = [r for r in peer.counted_rounds if r > mixed]

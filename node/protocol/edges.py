@@ -23,13 +23,15 @@ class Use(NamedTuple):
 
 
 def counts(peer: Peer, round_: int, version: int) -> bool:
-    """Whether both ends hold each other's version of this round."""
+    """Whether both ends hold each other's version of this round.
+
+    After a restart the other end may have mixed the round already, with what was published
+    before: its header says so, and the edge is used here as well.
+    """
     replica = peer.replica
-    return (
-        replica is not None
-        and replica.head.header.round == round_
-        and peer.have_version >= version > 0
-    )
+    if replica is None or replica.head.header.round != round_ or version < 1:
+        return False
+    return peer.have_version >= version or peer.used_round == round_
 
 
 def use(me: Member, other: Member, peer: Peer, *, round_: int, version: int, stale_max: int) -> Use:

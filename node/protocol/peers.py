@@ -15,6 +15,8 @@ from node.types.messages import Hello
 PING_S: Final = 5.0
 SILENT_S: Final = 3 * PING_S  # three pings in a row were not heard
 DIAL_FIRST_S: Final = 0.2
+DIAL_SOON_S: Final = 0.5  # a neighbour just lost is worth two dials a second: rounds go on
+DIAL_SOON_TRIES: Final = 120  # a minute
 DIAL_MAX_S: Final = 10.0
 # the higher id lets the lower one dial first; it dials itself where the other cannot reach it
 DIAL_SECOND_S: Final = 1.0
@@ -52,6 +54,7 @@ class Peer:
     floor: Head | None = None  # newest header applied, also by an earlier process
     mixed_round: int = 0  # highest round label of this peer that was mixed already
     have_version: int = 0  # highest of our versions (under our boot) that it applied
+    used_round: int = 0  # the last round in which it says that it mixed our version
     refused_version: int = 0
     refused_why: str = ""
     counted_rounds: list[int] = field(default_factory=list)  # of late, where we counted the edge
@@ -81,8 +84,9 @@ class Peer:
     def retry(self, now: float, jitter: float) -> None:
         """Dial again after a capped, jittered backoff (full jitter over the upper half)."""
         self.dialling = False
-        delay = min(DIAL_FIRST_S * 2**self.dial_tries, DIAL_MAX_S)
-        self.dial_tries = min(self.dial_tries + 1, 16)
+        cap = DIAL_SOON_S if self.dial_tries < DIAL_SOON_TRIES else DIAL_MAX_S
+        delay = min(DIAL_FIRST_S * 2 ** min(self.dial_tries, 8), cap)
+        self.dial_tries += 1
         self.dial_at = now + delay * (0.5 + 0.5 * jitter)
 
     def pay(self, now: float) -> bool:

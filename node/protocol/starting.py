@@ -22,6 +22,7 @@ class StartGate:
         self._heads = heads
         self._resumed = resumed
         self._lacking: tuple[NodeId, ...] | None = None
+        self._join_by: float | None = None  # a training that runs is joined without the rest
 
     def deadline(self, wall_ms: int) -> float | None:
         """When waiting ends, if it does: at ``at_latest``; after a resume at the longest wait."""
@@ -38,9 +39,23 @@ class StartGate:
         linked = [peer.id for peer in self._links.linked()]
         if self._resumed:
             return expired or len(linked) == len(peers)
-        if not peers or self._running():
+        if not peers or self._may_join(len(linked) == len(peers)):
             return True
         return self._enough(linked, expired=expired)
+
+    def wake_at(self) -> float | None:
+        """When a running training is joined with the links that stand."""
+        waiting = self._join_by is not None and self._context.now < self._join_by
+        return self._join_by if waiting else None
+
+    def _may_join(self, complete: bool) -> bool:
+        """Into a running training at once where all links stand, else after the longest wait."""
+        if not self._running():
+            return False
+        now = self._context.now
+        if self._join_by is None:
+            self._join_by = now + self._context.policy.deadline_max_s
+        return complete or now >= self._join_by
 
     def _running(self) -> bool:
         """Whether a linked neighbour says that the training has begun already."""

@@ -142,6 +142,9 @@ class Network:
         gain: float = 0.0,
     ) -> None:
         self.seed, self.gain, self.policy = seed, gain, policy
+        self.train: Callable[[NodeId, int, tuple[float, ...]], tuple[float, ...]] = (
+            lambda _me, _round, model: tuple(x + self.gain for x in model)
+        )
         self.persist_s = self.apply_s = 0.0
         self.score: Callable[[NodeId, int], float] = lambda _me, round_: float(round_)
         self.roster, self.ids, self.secrets = make_roster(edges, count, samples)
@@ -324,7 +327,7 @@ class Network:
 
         def done() -> None:
             if node.boots == boots and node.alive:
-                node.model = tuple(x + self.gain for x in node.model)
+                node.model = self.train(node.me, effect.round, node.model)
                 self.feed(node, ev.Trained(effect.round, 0.5, 1))
 
         self.at(TRAIN_S * self.slow.get(node.me, 1.0), done)

@@ -16,12 +16,15 @@ LONE = Lone()
 ME, OTHER = (LONE.roster.members[LONE.ids[i]] for i in (0, 1))
 
 
-def peer(label: int | None, *, have: int = 0, mixed: int = 0, linked: bool = True) -> Peer:
+def peer(
+    label: int | None, *, have: int = 0, mixed: int = 0, linked: bool = True, used: int = 0
+) -> Peer:
     made = Peer(OTHER.id, "n1", up=linked, hello=LONE.hello(1) if linked else None)
     made.down_why = "connection refused"
     if label is not None:
         header = LONE.header(1, 9, round=label)
         made.replica = Replica(Head(LONE.sign(1, header), header), b"", 0.0, 0)
+    made.used_round = used
     made.have_version, made.mixed_round = have, mixed
     return made
 
@@ -34,6 +37,9 @@ def peer(label: int | None, *, have: int = 0, mixed: int = 0, linked: bool = Tru
         (peer(5, have=8), 0, True, ""),
         (peer(5, have=6), None, False, "it did not acknowledge ours in time"),
         (peer(5, have=6, linked=False), None, False, "connection refused"),
+        (peer(5, used=5), 0, True, ""),  # it mixed ours before we were killed
+        (peer(5, used=4), None, False, "it did not acknowledge ours in time"),
+        (peer(4, used=5), 1, False, ""),
         (peer(4), 1, False, ""),
         (peer(1), 4, False, ""),
         (peer(4, have=7), 1, False, ""),

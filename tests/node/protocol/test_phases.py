@@ -111,6 +111,7 @@ def test_leaving_waits_for_the_disk_alone() -> None:
     lone.link(1)
     lone.feed(ev.Stop())
     assert lone.core.phase is Phase.LEAVING
+    assert lone.core.next_wake() is None, "a timer that nothing answers makes the shell spin"
     last = lone.all(ev.Persist)[-1].id
     lone.feed(ev.Trained(1, None, 1))
     lone.feed(ev.Persisted(last - 1))

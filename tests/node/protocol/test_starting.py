@@ -10,7 +10,7 @@ from lone import WALL_MS, Lone
 
 from node.protocol.phases import Phase
 from node.types import events as ev
-from node.types.messages import Heads
+from node.types.messages import Heads, Ping
 
 
 def starting(**changes: Any) -> Lone:
@@ -80,6 +80,23 @@ def test_before_at_latest_at_least_is_not_enough() -> None:
 def test_a_training_that_runs_is_joined() -> None:
     lone = starting(start_members=5)
     lone.link(1, round_=1)
+    assert lone.core.phase is Phase.STARTING, "the links that come up now are not left out"
+    lone.link(2, 3)
+    assert lone.core.phase is Phase.TRAINING
+
+
+def test_a_training_that_runs_is_joined_without_those_who_never_come() -> None:
+    lone = starting(start_members=5)
+    lone.link(1, round_=1)
+    for at in (10.0, 20.0):
+        lone.now = at
+        lone.frame(1, Ping())
+        lone.wake(at)
+    assert lone.core.phase is Phase.STARTING
+    assert lone.core.start_gate.wake_at() == 30.0
+    assert (lone.core.next_wake() or 99) <= 30.0
+    lone.frame(1, Ping())
+    lone.wake(30.0)
     assert lone.core.phase is Phase.TRAINING
 
 
