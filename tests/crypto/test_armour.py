@@ -64,6 +64,16 @@ def test_a_damaged_text_is_told_what_is_wrong(text: str, why: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_one_content_has_one_spelling() -> None:
+    """The last base64 character carries bits that no byte has: they must be zero."""
+    text = wrap("CARD", b"12")  # 10 bytes with the checksum: 4 stray bits
+    at = text.index("\n-----END") - 1
+    for other in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/":
+        if other != text[at]:
+            with pytest.raises(ConfigError, match="damaged"):
+                unwrap("CARD", text[:at] + other + text[at + 1 :], source="x")
+
+
 def test_a_large_text_is_refused_before_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(armour, "TEXT_BYTES_MAX", 100)
     with pytest.raises(ConfigError, match="larger than"):

@@ -141,10 +141,15 @@ def test_the_bytes_for_a_known_key_never_change() -> None:
     assert digest == "3bd532f6803133f1bffe33f13bd68476af11d47e96ba1ec0bb4ba309b5e2fd74"
 
 
-@pytest.mark.parametrize("made", [b"", b"x", bytes(300), bytes(5000), make_certificate(KEY)[:-1]])
+@pytest.mark.parametrize("made", [b"", b"x", bytes(300), make_certificate(KEY)[:-1]])
 def test_what_is_no_certificate_has_no_key(made: bytes) -> None:
-    with pytest.raises(ConfigError, match=r"X\.509|5000 bytes"):
+    with pytest.raises(ConfigError, match=r"not X\.509"):
         certificate_public_key(made)
+
+
+def test_a_huge_certificate_is_not_parsed() -> None:
+    with pytest.raises(ConfigError, match="5000 bytes"):
+        certificate_public_key(bytes(5000))
 
 
 @pytest.mark.parametrize("public", [b"", bytes(31), bytes(33)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nacl import bindings
 
 from crypto.identity import (
     NodeId,
@@ -108,6 +109,19 @@ def test_each_flipped_bit_is_refused() -> None:
 def test_verifying_never_raises(public: bytes, message: bytes, signature: bytes) -> None:
     assert not verify(public, "header", message, signature)
     assert not verify(public, "header", memoryview(message), memoryview(signature))
+
+
+def test_lengths_are_checked_before_libsodium_reads_them() -> None:
+    """The binding does not look at the key's length: a short one would be read past its end."""
+    signature = KEY.sign("header", b"m")
+    assert not verify(KEY.public + b"x", "header", b"m", signature)
+    assert not verify(KEY.public[:31], "header", b"m", signature)
+    raw = bindings.crypto_sign(b"m", KEY._secret)[:64]
+    assert verify_raw(KEY.public, b"m", raw)
+    assert not verify_raw(KEY.public + b"x", b"m", raw)
+    assert not verify_raw(KEY.public, b"", raw + b"m")
+    for purpose in ("", "weather", *sorted(PURPOSES)):
+        assert not verify(KEY.public, purpose, b"m", raw)
 
 
 def test_malleable_signatures_and_weak_keys_are_refused() -> None:

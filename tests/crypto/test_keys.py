@@ -6,9 +6,11 @@ import os
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from crypto import keys as module
+from crypto.armour import wrap
 from crypto.identity import format_id, node_id
 from crypto.keys import MEMBER_FILE, NODE_FILE, create_keys, load_keys, validate_name
 from node.errors import ConfigError, GrapevineError, StorageError
@@ -172,6 +174,16 @@ def test_a_member_key_is_no_node_key(state: Path) -> None:
     (state / MEMBER_FILE).replace(state / NODE_FILE)
     with pytest.raises(ConfigError, match=r"node\.key: holds a member key"):
         load_keys(state)
+
+
+def test_a_secret_that_is_not_the_public_keys_is_refused(state: Path) -> None:
+    create_keys(state, "clinic-a")
+    content = module._read(state / NODE_FILE)
+    for changes in ({"public": bytes(32)}, {"secret": bytes(32)}, {"secret": b""}, {"id": b"x"}):
+        forged = msgspec.structs.replace(content, **changes)
+        (state / NODE_FILE).write_text(wrap("KEY", msgspec.msgpack.encode(forged)))
+        with pytest.raises(ConfigError, match=r"node\.key: damaged"):
+            load_keys(state, member=False)
 
 
 @pytest.fixture(scope="module")
