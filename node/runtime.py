@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from crypto.identity import NodeId
 from node.learning.vector import as_bytes
@@ -41,6 +41,23 @@ LINK_FULL_BYTES: Final = 2 * MiB
 COPIED_BYTES_MAX: Final = 16 * MiB
 
 
+class Transport(Protocol):
+    """What the shell asks of a transport. It tells its owner: on_up, on_down, on_dial_failed,
+    on_frame and on_drained, all in the loop, and never from within one of these calls.
+    """
+
+    @property
+    def sent_bytes(self) -> int: ...
+    @property
+    def received_bytes(self) -> int: ...
+    async def start(self, owner: NodeRuntime) -> None: ...
+    async def close(self) -> None: ...
+    def dial(self, peer: NodeId) -> None: ...
+    def hangup(self, peer: NodeId, why: str) -> None: ...
+    def send(self, peer: NodeId, *parts: bytes | memoryview) -> None: ...
+    def queued_bytes(self, peer: NodeId) -> int: ...
+
+
 class NodeRuntime:
     """Runs one node to its end. ``run`` once; everything it starts is gone when it returns.
 
@@ -52,7 +69,7 @@ class NodeRuntime:
     def __init__(
         self,
         parts: Parts,
-        transport: Any,
+        transport: Transport,
         sinks: tuple[Sink, ...] = (),
         *,
         pad: Callable[[int], float] | None = None,
