@@ -1,0 +1,100 @@
+"""A node process of the engines: `grapevine start`, plus what the scenario does to it.
+
+    python -m scenarios.child NODE.toml [--seed N] [--plan FILE]
+
+Events go to stdout as JSON lines. --seed fixes the node's own randomness; --plan names the file
+with its links' shape, its pace, and where changes will be told (see weather).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import struct
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from node.errors import GrapevineError
+
+# Vectors of every round are written down for the consensus distance: up to here they cost less
+# than the checkpoint that is written anyway.
+VECTOR_BYTES_MAX: Final = 1 << 20
+VECTORS: Final = "vectors.f32"
+
+
+def preload() -> None:
+    """Import what every node needs, before the first fork."""
+    for name in ("node.runtime", "scenarios.faulty"):
+        importlib.import_module(name)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the node to its end; the exit code is that of `grapevine start`."""
+    parser = argparse.ArgumentParser(prog="python -m scenarios.child", description=__doc__)
+    parser.add_argument("node", type=Path)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--plan", type=Path)
+    options = parser.parse_args(list(argv))
+    try:
+        _run(options.node, options.seed, options.plan)
+    except GrapevineError as error:
+        print(f"grapevine: error: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
+
+
+def _run(node: Path, seed: int | None, plan: Path | None) -> None:
+    import torch
+
+    from node.runtime import NodeRuntime
+    from node.runtime_parts import assemble
+    from node.status.progress import JsonLines
+    from node.strict import load_toml
+    from node.types.settings import NodeSettings
+    from scenarios.faulty import FaultyTransport
+    from scenarios.weather import Weather, read_plan
+
+    settings = load_toml(node, NodeSettings)
+    torch.set_num_threads(settings.threads)
+    parts = assemble(settings, base=node.parent, seed=seed)
+    try:
+        transport: Any = transport_for(parts)
+        pad = None
+        if plan is not None:
+            weather = Weather(read_plan(plan))
+            transport = FaultyTransport(transport, weather, parts.consortium.roster.name)
+            pad = weather.training_s
+        _write_vectors(parts.learner, node.parent / VECTORS)
+        runtime = NodeRuntime(parts, transport, (JsonLines(sys.stdout),), pad=pad)
+        asyncio.run(runtime.run(handle_signals=True))
+    finally:
+        parts.close()
+
+
+def transport_for(parts: Any) -> Any:
+    from node.transport.tcp import TcpTransport
+
+    return TcpTransport(parts)
+
+
+def _write_vectors(learner: Any, path: Path) -> None:
+    """Append the shared vector after every mixed round: round, length as u32, then floats."""
+    if learner.payload_bytes > VECTOR_BYTES_MAX:
+        return
+    mix = learner.mix
+
+    def mix_and_write(effect: Any) -> Any:
+        mixed = mix(effect)
+        vector = learner.x.detach().cpu().numpy().astype("<f4").tobytes()
+        with path.open("ab") as file:
+            file.write(struct.pack("<II", effect.round, len(vector) // 4) + vector)
+        return mixed
+
+    learner.mix = mix_and_write
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,469 @@
+"""From what node processes said and left behind to a Run: rows, ends, distances, verdict."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from msgspec import Struct, structs
+from numpy.typing import NDArray
+
+from crypto.identity import NodeId
+from node.learning.task import Part
+from node.types.events import Equivocation, Publishing, Received
+from node.types.messages import SignedHeader
+from scenarios.baselines import baselines as train_baselines
+from scenarios.checkers import Checkers
+from scenarios.child import VECTORS
+from scenarios.expectations import Evidence, Reconvergence, judge, reconvergence, remarks
+from scenarios.faults import Crash, Fault, Heal, Link, Partition, Restart, Slow
+from scenarios.founding import Founded, Seat
+from scenarios.measures import Spread, by_round
+from scenarios.nursery import Child
+from scenarios.prepare import Founded as Prepared
+from scenarios.record import Check, DistanceRow, FaultSpan, Missed, NodeRun, RoundRow, Run
+from scenarios.settings import Scenario
+
+# A timer of a process on a busy machine may fire this much late; the deadline itself is the core's.
+LATE_S: Final = 5.0
+_ROW: Final = tuple(RoundRow.__struct_fields__)
+_WORDS_MAX: Final = 300
+
+
+class Happened(Struct, frozen=True):
+    """A fault, when it happened, and the last round that any node had mixed by then."""
+
+    at: float  # seconds since the engine's start
+    fault: Fault
+    round: int
+
+
+class Life:
+    """One process of a node, from its start to its end."""
+
+    def __init__(self, child: Child, started_at: float) -> None:
+        self.child = child
+        self.started_at = started_at  # seconds since the engine's start
+        self.killed_at: float | None = None  # by a fault of the scenario
+        self.given_up = ""  # why the engine ended it
+        self.events: list[tuple[float, dict[str, Any]]] = []  # (heard at, event)
+
+    def origin(self) -> float:
+        """When the node's own clock was zero: its events are heard late, never early."""
+        waits = [heard - float(event["at"]) for heard, event in self.events if "at" in event]
+        return min(waits, default=self.started_at)
+
+
+class NodeLog:
+    """Reads what a node's processes print, and remembers it."""
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+        self.lives: list[Life] = []
+        self.round = 0
+        self.resumed = 0
+        self.phase = ""
+        self.ready_s: float | None = None  # from the first start to "ready"
+        self.words: list[str] = []  # lines that are no events: what a process said as it failed
+        self._path = seat.folder / "log.jsonl"
+        self._offset = 0
+        self._rest = b""
+
+    @property
+    def final(self) -> bool:
+        """The model is made and written; the node only lingers."""
+        return self.phase == "final" and (self.seat.state / "model.safetensors").exists()
+
+    def read(self, now: float) -> Iterator[dict[str, Any]]:
+        """Events printed since the last call; ``now``: seconds since the engine's start."""
+        try:
+            if self._path.stat().st_size == self._offset:
+                return
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        self._offset += len(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            event = self._event(line)
+            if event is None:
+                continue
+            self.lives[-1].events.append((now, event))
+            match event["event"]:
+                case "ready" if self.ready_s is None:
+                    self.ready_s = now - self.lives[0].started_at
+                case "round":
+                    self.round = max(self.round, int(event["round"]))
+                case "phase":
+                    self.phase = event["phase"]
+            yield event
+
+    def _event(self, line: bytes) -> dict[str, Any] | None:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if isinstance(event, dict) and "event" in event and event.get("node") == self.seat.name:
+            return event
+        if line.strip():
+            self.words.append(line.decode(errors="replace").strip())
+        return None
+
+    def rows(self) -> Iterator[RoundRow]:
+        """Every round mixed, with times since the engine's start; the last life counts double."""
+        for life in self.lives:
+            origin = life.origin()
+            for _, event in life.events:
+                if event["event"] == "round":
+                    yield _row(event, origin)
+
+    def ended(self) -> str:
+        life = self.lives[-1]
+        if life.given_up:
+            return f"failed: {life.given_up}"
+        if life.killed_at is not None:
+            return "killed"
+        for _, event in reversed(life.events):
+            if event["event"] in ("finished", "stopped"):
+                return str(event["event"])
+            if event["event"] == "failed":
+                return f"failed: {event['why']}"
+        said = " / ".join(self.words[-3:])[-_WORDS_MAX:]
+        return f"failed: exit code {life.child.code}" + (f": {said}" if said else "")
+
+
+def collect(
+    prepared: Prepared,
+    founded: Founded,
+    logs: Mapping[str, NodeLog],
+    happened: Sequence[Happened],
+    *,
+    setup_s: float,
+) -> Run:
+    """The Run, without baselines and expectations."""
+    scenario, graph = prepared.scenario, prepared.scenario.graph
+    rows = sorted((row for log in logs.values() for row in log.rows()), key=lambda row: row.at)
+    nodes = tuple(_node(log, rows, prepared.parts[name]) for name, log in logs.items())
+    finished = [node for node in nodes if node.ended == "finished"]
+    vectors = {node.name: _vector(logs[node.name].seat) for node in finished}
+    spread = consensus({name: v for name, v in vectors.items() if v is not None}, founded)
+    policy = founded.consortium.policy
+    end = max((row.at for row in rows), default=0.0)
+    return Run(
+        scenario=scenario.name,
+        engine="processes",
+        seed=scenario.seed,
+        rounds=policy.last_round,
+        training_rounds=policy.rounds,
+        graph_nodes=graph.nodes,
+        edges=graph.edges,
+        nodes=nodes,
+        rows=tuple(rows),
+        faults=spans(happened),
+        distances=distances(logs, founded, rows),
+        consensus_distance=spread[0] if spread else None,
+        consensus_relative=spread[1] if spread else None,
+        checks=checks(founded, logs),
+        wall_s=end,
+        setup_s=setup_s,
+        absent=tuple(node.name for node in nodes if node.rounds == 0),
+        task=scenario.settings.task.name,
+    )
+
+
+def judged(
+    run: Run,
+    prepared: Prepared,
+    happened: Sequence[Happened],
+    unhappened: Sequence[str],
+    *,
+    baselines: bool,
+) -> Run:
+    """The Run with baselines, and the scenario's expectations judged as on any engine."""
+    scenario = prepared.scenario
+    begun = time.perf_counter()
+    compared = train_baselines(scenario, prepared.parts) if baselines else None
+    baselines_s = time.perf_counter() - begun if baselines else None
+    back = _reconvergence(scenario, run, happened)
+    down = {span.nodes[0] for span in run.faults if span.kind == "crash" and span.end is None}
+    evidence = Evidence(
+        nodes=run.nodes,
+        could_finish=tuple(node.name for node in run.nodes if node.name not in down),
+        distance=run.consensus_distance,
+        relative=run.consensus_relative,
+        baselines=compared,
+        reconvergence=back,
+    )
+    made = list(judge(scenario, evidence))
+    if scenario.faults:
+        count, value = len(scenario.faults), ", ".join(unhappened) or len(scenario.faults)
+        made.append(Check("every event happened", not unhappened, value, count))
+    return structs.replace(
+        run,
+        baselines=compared,
+        baselines_s=baselines_s,
+        checks=(*made, *run.checks),
+        notes=(*run.notes, *remarks(back)),
+    )
+
+
+def _reconvergence(
+    scenario: Scenario, run: Run, happened: Sequence[Happened]
+) -> Reconvergence | None:
+    """Against the same-seed run without faults, in simulation: real time has no second take."""
+    mended = [one for one in happened if one.fault.mends]
+    if not mended or scenario.settings.expect.reconverged_within_rounds is None:
+        return None
+    from scenarios.simulation import simulate
+
+    free = simulate(scenario.without_faults())
+    return reconvergence(
+        by_round(run.distances),
+        by_round(free.distances),
+        mended=mended[-1].round,
+        broken=happened[0].round,
+    )
+
+
+def _row(event: Mapping[str, Any], origin: float) -> RoundRow:
+    known = {key: event[key] for key in _ROW if key in event}
+    known["at"] = origin + float(event["at"])
+    return msgspec.convert(known, RoundRow, strict=False)
+
+
+def _node(log: NodeLog, rows: Sequence[RoundRow], part: Part) -> NodeRun:
+    """From result.json where the node wrote one, else from the rounds that were heard."""
+    seat, ended = log.seat, log.ended()
+    mine = [row for row in rows if row.node == seat.name]
+    totals = [_total(log, key) for key in ("sent_bytes", "received_bytes")]
+    left = _result(seat.state / "result.json") if ended in ("finished", "stopped") else None
+    if left is not None:
+        return structs.replace(
+            left,
+            ended=ended,
+            sent_bytes=max(left.sent_bytes, totals[0]),
+            received_bytes=max(left.received_bytes, totals[1]),
+            jumped=_jumps(log),
+            resumed=log.resumed,
+        )
+    measured = next((row for row in reversed(mine) if row.accuracy is not None), None)
+    return NodeRun(
+        name=seat.name,
+        samples=seat.samples,
+        ended=ended,
+        rounds=log.round,
+        accuracy=measured.accuracy if measured else None,
+        auroc=measured.auroc if measured else None,
+        own_accuracy=measured.own_accuracy if measured else None,
+        loss=next((row.loss for row in reversed(mine) if row.loss is not None), None),
+        test_rows=len(part.test),
+        own_test_rows=len(part.own_test),
+        missed=_missed(mine),
+        sent_bytes=totals[0],
+        received_bytes=totals[1],
+        rejections=_rejections(log),
+        half_edges=mine[-1].half_edges if mine else 0,
+        late=mine[-1].late if mine else 0,
+        jumped=_jumps(log),
+        resumed=log.resumed,
+    )
+
+
+def _result(path: Path) -> NodeRun | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known = {key: found[key] for key in NodeRun.__struct_fields__ if key in found}
+        return msgspec.convert(known, NodeRun)
+    except (OSError, ValueError):  # msgspec's errors are ValueErrors
+        return None
+
+
+def _total(log: NodeLog, key: str) -> int:
+    """Over all lives: each process counts from nought."""
+    per_life = (
+        max((int(e[key]) for _, e in life.events if e["event"] == "round"), default=0)
+        for life in log.lives
+    )
+    return sum(per_life)
+
+
+def _jumps(log: NodeLog) -> int:
+    return sum(e["event"] == "jumped" for life in log.lives for _, e in life.events)
+
+
+def _rejections(log: NodeLog) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for life in log.lives:
+        newest: dict[tuple[str, str], int] = {}
+        for _, event in life.events:
+            if event["event"] == "rejected":
+                newest[event["peer"], event["reason"]] = int(event["count"])
+        for (_, reason), count in newest.items():
+            counts[reason] = counts.get(reason, 0) + count
+    return counts
+
+
+def _missed(rows: Sequence[RoundRow]) -> tuple[Missed, ...]:
+    found: dict[str, Missed] = {}
+    for row in rows:
+        for peer, why in row.missing:
+            before = found.get(peer, Missed(peer, 0, row.round, row.round, why))
+            found[peer] = Missed(peer, before.rounds + 1, before.first, row.round, why)
+    return tuple(found.values())
+
+
+# ── consensus ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _vector(seat: Seat) -> NDArray[np.float64] | None:
+    """The final shared vector (P,), or None where the node left no readable model."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(seat.state / "model.safetensors")["vector"].astype(np.float64)
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def consensus(
+    vectors: Mapping[str, NDArray[np.float64]], founded: Founded
+) -> tuple[float, float] | None:
+    """(D, D/‖x̄‖) over the vectors, π by samples."""
+    if not vectors:
+        return None
+    models = np.stack(list(vectors.values()))
+    spread = Spread(models[0].copy())
+    spread.add(models, np.array([founded.seats[name].samples for name in vectors], dtype=float))
+    return spread.distance()
+
+
+def distances(
+    logs: Mapping[str, NodeLog], founded: Founded, rows: Sequence[RoundRow]
+) -> tuple[DistanceRow, ...]:
+    """D of every round that at least two nodes mixed, from the vectors that they wrote down."""
+    at: dict[int, float] = {}
+    for row in rows:
+        at[row.round] = max(at.get(row.round, 0.0), row.at)
+    by_round: dict[int, dict[str, NDArray[np.float64]]] = {}
+    for name, log in logs.items():
+        for round_, vector in read_vectors(log.seat.folder / VECTORS):
+            by_round.setdefault(round_, {})[name] = vector
+    made = []
+    for round_, vectors in sorted(by_round.items()):
+        found = consensus(vectors, founded) if len(vectors) > 1 else None
+        if found is not None and round_ in at:
+            made.append(DistanceRow(at[round_], round_, *found))
+    return tuple(made)
+
+
+def read_vectors(path: Path) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """(round, vector) as scenarios.child appends them: round, length as u32; then floats."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return
+    place = 0
+    while place + 8 <= len(data):
+        round_, length = np.frombuffer(data, "<u4", 2, place).tolist()
+        if place + 8 + 4 * length > len(data):
+            return  # the process was killed as it wrote
+        yield round_, np.frombuffer(data, "<f4", length, place + 8).astype(np.float64)
+        place += 8 + 4 * length
+
+
+# ── faults and checks ───────────────────────────────────────────────────────────────────────────
+
+
+def spans(happened: Sequence[Happened]) -> tuple[FaultSpan, ...]:
+    """Faults as spans: a heal ends the partition, a restart the crash."""
+    made: list[FaultSpan] = []
+    for one in happened:
+        at, fault = one.at, one.fault
+        nodes: tuple[str, ...] = ()
+        match fault:
+            case Heal():
+                made = [_closed(s, at) if s.kind == "partition" else s for s in made]
+                continue
+            case Restart():
+                back = set(fault.nodes)
+                made = [
+                    _closed(s, at) if s.kind == "crash" and set(s.nodes) <= back else s
+                    for s in made
+                ]
+                continue
+            case Partition():
+                nodes = tuple(name for side in fault.sides for name in side)
+            case Crash() | Slow():
+                nodes = fault.nodes
+            case Link():
+                nodes = tuple(sorted({name for pair in fault.pairs for name in pair}))
+        if isinstance(fault, Crash):
+            made += [
+                FaultSpan(kind="crash", nodes=(name,), start=at, label=f"{name} killed")
+                for name in nodes
+            ]
+        else:
+            made.append(FaultSpan(kind=fault.kind, nodes=nodes, start=at, label=fault.label))
+    return tuple(made)
+
+
+def _closed(span: FaultSpan, at: float) -> FaultSpan:
+    return structs.replace(span, end=at) if span.end is None else span
+
+
+def checks(founded: Founded, logs: Mapping[str, NodeLog]) -> tuple[Check, ...]:
+    """What must hold of any run, as far as it shows from outside the processes."""
+    waited = [e["waited_s"] for log in logs.values() for e in _events(log, "round")]
+    limit = founded.consortium.policy.deadline_max_s + LATE_S
+    longest = max(waited, default=0.0)
+    made = [
+        Check("nobody waits longer than the deadline", longest <= limit, longest, limit),
+    ]
+    watching = Checkers(founded.consortium.roster, founded.consortium.policy)
+    ids = {member.name: member.id for member in founded.consortium.roster.members.values()}
+    for name, log in logs.items():
+        for life in log.lives:
+            watching.boot(ids[name])
+            for at, event in life.events:
+                notice = _notice(event, ids)
+                if notice is not None:
+                    watching.notice(ids[name], notice, at)
+    watched = (watching.unique, watching.grow, watching.replayed, watching.accused)
+    return (*made, *(finding.check() for finding in watched))
+
+
+def _events(log: NodeLog, kind: str) -> Iterator[dict[str, Any]]:
+    for life in log.lives:
+        for _, event in life.events:
+            if event["event"] == kind:
+                yield event
+
+
+class _Version(Struct):
+    incarnation: int
+    boot_id: str
+    version: int
+    round: int
+    model: str
+
+
+def _notice(
+    event: Mapping[str, Any], ids: Mapping[str, NodeId]
+) -> Publishing | Received | Equivocation | None:
+    kind = event["event"]
+    if kind == "equivocation":
+        proof = [SignedHeader(bytes.fromhex(h), bytes.fromhex(s)) for h, s in event["proof"]]
+        return Equivocation(ids[event["peer"]], proof[0], proof[1])
+    if kind not in ("publishing", "received"):
+        return None
+    plain = {key: event[key] for key in _Version.__struct_fields__}
+    plain |= {key: bytes.fromhex(plain[key]) for key in ("boot_id", "model")}
+    return Publishing(**plain) if kind == "publishing" else Received(ids[event["peer"]], **plain)
