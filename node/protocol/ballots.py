@@ -25,8 +25,9 @@ class Ballots:
         self._scores: dict[NodeId, dict[int, float]] = {}
 
     def cast(self, scores: tuple[Score, ...], incarnation: int) -> None:
-        """Sign and keep this node's own ballot."""
+        """Sign and keep this node's own ballot; a score that is not a number is no vote."""
         context = self._context
+        scores = tuple(score for score in scores if math.isfinite(score.value))
         ballot = Ballot(
             context.roster.consortium, context.pins.training, context.me, incarnation, scores
         )

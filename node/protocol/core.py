@@ -245,8 +245,9 @@ class Core:
     def _on_frame(self, event: Frame) -> None:
         peer = self.links.peers.get(event.peer)
         if peer is not None and peer.up:
-            peer.heard_at = self.context.now
             self.inbox.take(peer, event.data)
+            if peer.hello is not None:  # a link that never says Hello is given up as a silent one
+                peer.heard_at = self.context.now
 
     def welcome(self, peer: Peer) -> None:
         """The link counts from here: pass on what we know, offer what we have."""

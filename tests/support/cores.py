@@ -262,7 +262,10 @@ class Network:
             frame = changed
 
         def arrive() -> None:
-            if (source.boots, target.boots) == boots and self.connected(source.me, peer):
+            # who exits on purpose flushes first, as a socket does; a crash loses what is in flight
+            left = source.exit is not None and frozenset((source.me, peer)) not in self.cut
+            up = left or self.connected(source.me, peer)
+            if (source.boots, target.boots) == boots and up:
                 self.feed(target, ev.Frame(source.me, frame))
 
         self.at(self.latency.get((source.me, peer), LATENCY_S), arrive)

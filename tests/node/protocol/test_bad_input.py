@@ -194,6 +194,20 @@ def test_a_bye_says_why_its_sender_is_missing(lone: Lone) -> None:
     assert lone.all(ev.Unlinked)[-1].why == "connection reset"
 
 
+def test_a_link_on_which_nobody_says_hello_is_given_up() -> None:
+    lone = Lone()
+    lone.feed(ev.LinkUp(lone.ids[1]))
+    for at in (5.0, 10.0, 14.9):
+        lone.now = at
+        lone.frame(1, Ping())
+        lone.frame(1, b"noise")
+        lone.wake(at)
+    assert not lone.all(ev.Hangup)
+    assert (lone.core.next_wake() or 99) <= 15.0
+    lone.wake(15.0)
+    assert [h.peer for h in lone.all(ev.Hangup)] == [lone.ids[1]]
+
+
 def test_a_flood_hits_the_rate_and_costs_the_flooder_alone(lone: Lone) -> None:
     verified = 0
     verify = lone.core.context.verify
