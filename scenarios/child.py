@@ -27,8 +27,13 @@ VECTORS: Final = "vectors.f32"
 
 def preload() -> None:
     """Import what every node needs, before the first fork."""
+    from node.learning.tasks import bare_task
+    from node.types.settings import TaskSettings
+
     for name in ("node.runtime", "scenarios.faulty"):
         importlib.import_module(name)
+    # torch itself imports half a second's worth (sympy) when the first model is made
+    bare_task(TaskSettings(name="digits"), seed=0)
 
 
 def main(argv: Sequence[str]) -> int:

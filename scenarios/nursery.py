@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
+import importlib
 import json
 import os
 import selectors
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -29,6 +31,7 @@ from node.errors import GrapevineError
 
 READY_S: Final = 120.0  # importing torch from a cold disk; a nursery that needs more is broken
 CLOSE_S: Final = 10.0
+TARGET: Final = "scenarios.child"
 _PR_SET_PDEATHSIG: Final = 1
 
 # One thread per process: five nodes with a pool each would fight over the same cores, and a
@@ -48,8 +51,14 @@ class Child:
 class Nursery:
     """The parent's end. ``poll`` must be called now and then to learn what happened."""
 
-    def __init__(self, log: Path, *, env: Mapping[str, str] | None = None) -> None:
-        """Start the nursery process; its own output goes to ``log``. ``env`` adds to os.environ."""
+    def __init__(
+        self, log: Path, *, target: str = TARGET, env: Mapping[str, str] | None = None
+    ) -> None:
+        """Start the nursery process; its own output goes to ``log``.
+
+        target: the module whose ``preload()`` is called once and ``main(argv)`` in each child.
+        ``env`` adds to os.environ.
+        """
         self.ready_s: float | None = None
         self._children: list[Child] = []
         self._buffer = b""
@@ -59,7 +68,7 @@ class Nursery:
         try:
             with log.open("ab") as output:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "scenarios.nursery", str(theirs.fileno())],
+                    [sys.executable, "-m", "scenarios.nursery", str(theirs.fileno()), target],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -160,13 +169,10 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def serve(control: socket.socket) -> None:
+def serve(control: socket.socket, target: str) -> None:
     """The nursery process: fork on request, report pids and exits, end with the control socket."""
-    import gc
-
-    import scenarios.child
-
-    scenarios.child.preload()
+    module = importlib.import_module(target)
+    module.preload()
 
     gc.freeze()  # keeps the imported pages shared with the forks
     wake_read, wake_write = os.pipe()
@@ -195,7 +201,7 @@ def serve(control: socket.socket) -> None:
                 request = json.loads(line)
                 if "start" in request:
                     key = request["start"]
-                    pid = _fork(request, control, (wake_read, wake_write))
+                    pid = _fork(module.main, request, control, (wake_read, wake_write))
                     running[key] = pid
                     _report(control, {"key": key, "pid": pid, "code": None})
                 elif request["key"] in running:
@@ -221,7 +227,12 @@ def _report(control: socket.socket, message: Mapping[str, Any]) -> None:
         control.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _fork(request: Mapping[str, Any], control: socket.socket, pipes: tuple[int, int]) -> int:
+def _fork(
+    main: Callable[[list[str]], int],
+    request: Mapping[str, Any],
+    control: socket.socket,
+    pipes: tuple[int, int],
+) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid:
@@ -238,9 +249,7 @@ def _fork(request: Mapping[str, Any], control: socket.socket, pipes: tuple[int, 
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-        import scenarios.child
-
-        code = scenarios.child.main(request["argv"])
+        code = main(request["argv"])
     except BaseException:
         traceback.print_exc()
     finally:
@@ -253,4 +262,4 @@ def _fork(request: Mapping[str, Any], control: socket.socket, pipes: tuple[int, 
 
 if __name__ == "__main__":
     die_with_parent(os.getppid())
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
