@@ -1,0 +1,227 @@
+"""TCP: listens, dials, and finds out who is at the other end. `connection.py` has one connection.
+
+TLS is crypto.channel's: asyncio's own reaches half its speed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from crypto.channel import READ_BYTES, Channel, Stranger, make_context
+from crypto.identity import NodeId, short_id
+from node.errors import ConfigError, GrapevineError
+from node.transport.addresses import Address, PeerAddress, parse_address
+from node.transport.connection import Connection
+from node.transport.links import HANDSHAKE_S, OUTBOX_BYTES_MAX, Gate, Transport
+
+_log = logging.getLogger("grapevine.transport")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a stranger, or a slow member, can cost at most."""
+
+    handshake_s: float = HANDSHAKE_S
+    frame_s: float = 30.0  # a frame begun must have ended by then
+    closing_s: float = 5.0  # to take what was sent before a close
+    half_open: int = 64  # accepted connections that have not shown who they are
+    half_open_per_address: int = 16
+    outbox_bytes: int = OUTBOX_BYTES_MAX
+    log_s: float = 10.0  # at most one line about refusals in this time
+
+
+class TcpTransport(Transport):
+    """Links over TCP.
+
+    certificate, key_pem: the own node's, DER and PKCS #8. peers: who may link, by id.
+    listen: "host:port", or None for a node that only dials out. gate: asked with a peer's id
+    before a dial and after an accept; False refuses.
+    """
+
+    def __init__(
+        self,
+        me: NodeId,
+        *,
+        certificate: bytes,
+        key_pem: bytes,
+        peers: Mapping[NodeId, PeerAddress],
+        listen: str | None = None,
+        gate: Gate | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        super().__init__(
+            me,
+            gate=gate,
+            race_s=self.limits.handshake_s,
+            outbox_bytes_max=self.limits.outbox_bytes,
+        )
+        self._peers = {peer: peers[peer] for peer in sorted(peers) if peer != me}
+        self._addresses = {
+            peer: tuple(parse_address(text) for text in known.addresses)
+            for peer, known in self._peers.items()
+        }
+        self._members = {known.certificate: peer for peer, known in self._peers.items()}
+        trusted = tuple(known.certificate for known in self._peers.values())
+        self._server_context, self._client_context = (
+            make_context(
+                server_side=side, certificate=certificate, key_pem=key_pem, trusted=trusted
+            )
+            for side in (True, False)
+        )
+        self._listen = None if listen is None else parse_address(listen, key="listen")
+        self._server: asyncio.Server | None = None
+        self._dials: dict[NodeId, asyncio.Task[None]] = {}
+        self._connections: dict[Connection, None] = {}  # in order of their making
+        self._half_open: Counter[str] = Counter()
+        self._unlogged = 0
+        self._log_after = 0.0
+        self._closing = False
+        # asyncio fills it and calls back before any other connection's turn: one for all
+        self.receive_buffer = memoryview(bytearray(READ_BYTES))
+
+    async def listen(self) -> None:
+        if self._listen is None:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            self._server = await loop.create_server(
+                self._accept, self._listen.host, self._listen.port, backlog=128
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(_listen_error(self._listen, error)) from None
+
+    @property
+    def listening(self) -> Address | None:
+        """The address in use (its real port where 0 was asked for); None if not listening."""
+        if self._server is None or not self._server.sockets:
+            return None
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return Address(host, port)
+
+    def dial(self, peer: NodeId) -> None:
+        if self._closing or peer in self.links or peer in self._dials:
+            return
+        task = asyncio.get_running_loop().create_task(self._dial(peer))
+        self._dials[peer] = task
+        task.add_done_callback(lambda done: self._dialled(peer, done))
+
+    async def close(self) -> None:
+        self._closing = True
+        if self._server is not None:
+            self._server.close()
+        for task in self._dials.values():
+            task.cancel()
+        await asyncio.gather(*self._dials.values(), return_exceptions=True)
+        for link in list(self.links.values()):
+            link.close("this node stops")
+        for connection in list(self._connections):
+            connection.shut()
+        await asyncio.gather(*(one.lost for one in self._connections), return_exceptions=True)
+        if self._server is not None:
+            await self._server.wait_closed()
+            self._server = None
+        self._tell_downs()
+
+    # ── for connections ─────────────────────────────────────────────────────────────────────
+
+    def opened(self, connection: Connection, address: str | None) -> bool:
+        """A connection is made; ``address``: of an accepted one. False: there are too many."""
+        if self._closing:
+            return False
+        if address is not None:
+            total, here = self._half_open.total(), self._half_open[address]
+            if total >= self.limits.half_open or here >= self.limits.half_open_per_address:
+                self.refuse("half-open", address, "too many connections without a handshake")
+                return False
+            self._half_open[address] += 1
+        self._connections[connection] = None
+        return True
+
+    def settled(self, address: str) -> None:
+        """An accepted connection is no longer half open."""
+        self._half_open[address] -= 1
+        if self._half_open[address] <= 0:
+            del self._half_open[address]
+
+    def gone(self, connection: Connection) -> None:
+        self._connections.pop(connection, None)
+
+    def identify(self, certificate: bytes) -> NodeId:
+        """Whose certificate (DER) this is. Raises Stranger."""
+        peer = self._members.get(certificate)
+        if peer is None:
+            raise Stranger("its certificate is not in the roster")
+        return peer
+
+    def refuse(self, reason: str, address: str, why: str) -> None:
+        """Count a connection that became no link; a line about it from time to time."""
+        self.stats.refused[reason] += 1
+        self._unlogged += 1
+        now = asyncio.get_running_loop().time()
+        if now >= self._log_after:
+            _log.warning(
+                "%s: connection refused (%s): %s; %d such since the last line",
+                address,
+                reason,
+                why,
+                self._unlogged,
+            )
+            self._unlogged, self._log_after = 0, now + self.limits.log_s
+
+    # ── own tasks ───────────────────────────────────────────────────────────────────────────
+
+    def _accept(self) -> Connection:
+        return Connection(self, Channel(self._server_context, server_side=True), expected=None)
+
+    async def _dial(self, peer: NodeId) -> None:
+        why = "it has no address" if peer in self._peers else "it is not a member"
+        if not self.gate(peer):
+            why = "unreachable"
+        else:
+            for address in self._addresses.get(peer, ()):
+                try:
+                    await self._connect(peer, address)
+                    return
+                except TimeoutError:
+                    why = f"{address}: no answer within {self.limits.handshake_s:g} s"
+                except (OSError, ValueError) as error:  # ValueError: no possible host name
+                    why = f"{address}: {getattr(error, 'strerror', None) or error}"
+                except GrapevineError as error:
+                    why = f"{address}: {error}"
+        if peer not in self.links and not self._closing:
+            del self._dials[peer]  # so that the handler may dial again from within
+            self.handler.on_dial_failed(peer, why)
+
+    async def _connect(self, peer: NodeId, address: Address) -> None:
+        loop = asyncio.get_running_loop()
+        expected = self._peers[peer].certificate
+        channel = Channel(self._client_context, server_side=False, expected=expected)
+        connection = Connection(self, channel, expected=peer)
+        try:
+            async with asyncio.timeout(self.limits.handshake_s):
+                await loop.create_connection(lambda: connection, address.host, address.port)
+                await connection.outcome
+        except BaseException:
+            connection.abort()
+            raise
+
+    def _dialled(self, peer: NodeId, task: asyncio.Task[None]) -> None:
+        if self._dials.get(peer) is task:
+            del self._dials[peer]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"dialling {short_id(peer)} failed", "exception": error}
+            )
+
+
+def _listen_error(address: Address, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return f"listen {address}: the port is in use; stop what uses it, or set another in listen"
+    found = getattr(error, "strerror", None) or error
+    return f"listen {address}: {found}; expected an address of this machine"
