@@ -15,61 +15,47 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from pathlib import Path
+from typing import Any, Final
 
 from crypto.identity import NodeId
 from node.learning.vector import as_bytes
 from node.protocol.frames import chunk_prefix, encode
-from node.runtime_parts import Parts, wall_ms
+from node.runtime_links import Links, Wrap, tcp_links
+from node.runtime_parts import Parts, assemble, wall_ms
 from node.runtime_result import final_figures, write_model, write_result
 from node.runtime_teller import Teller
 from node.runtime_worker import Worker
 from node.status.control import Control
-from node.status.progress import Sink
+from node.status.progress import LogFile, Sink
 from node.storage import checkpoints
 from node.storage.writer import Writer
 from node.types import events as ev
 from node.types.messages import CHUNK_BYTES, CREDIT_LINK_BYTES, Gone, MiB
+from node.types.settings import NodeSettings
 
 # What a peer asks for is its credit (8 MiB); twice that covers Wants that crossed our answers.
 WANTED_MAX: Final = 2 * CREDIT_LINK_BYTES // CHUNK_BYTES
 # Chunks are handed to a link only while it holds less than this: views of a model that the next
 # Encode overwrites must not wait in long queues, and memory stays bounded.
-LINK_FULL_BYTES: Final = 2 * MiB
+LINK_FULL_BYTES: Final = MiB
 # A model up to this size is copied for its checkpoint, so that training goes on while it is
 # written; above it memory is dearer than time.
 COPIED_BYTES_MAX: Final = 16 * MiB
 
 
-class Transport(Protocol):
-    """What the shell asks of a transport. It tells its owner: on_up, on_down, on_dial_failed,
-    on_frame and on_drained, all in the loop, and never from within one of these calls.
-    """
-
-    @property
-    def sent_bytes(self) -> int: ...
-    @property
-    def received_bytes(self) -> int: ...
-    async def start(self, owner: NodeRuntime) -> None: ...
-    async def close(self) -> None: ...
-    def dial(self, peer: NodeId) -> None: ...
-    def hangup(self, peer: NodeId, why: str) -> None: ...
-    def send(self, peer: NodeId, *parts: bytes | memoryview) -> None: ...
-    def queued_bytes(self, peer: NodeId) -> int: ...
-
-
 class NodeRuntime:
     """Runs one node to its end. ``run`` once; everything it starts is gone when it returns.
 
-    sinks: get every event (see node/status/progress.py). transport: made by the caller, who may
-    have wrapped it. pad: seconds that n local steps take at least (engines that model a slower
-    machine). Raises the error that ended the node: StorageError for the disk, and so on.
+    links: made by the caller, who may have wrapped them. sinks: get every event (see
+    node/status/progress.py). pad: seconds that n local steps take at least (engines that model a
+    slower machine). Raises the error that ended the node: StorageError for the disk, and so on.
     """
 
     def __init__(
         self,
         parts: Parts,
-        transport: Transport,
+        links: Links,
         sinks: tuple[Sink, ...] = (),
         *,
         pad: Callable[[int], float] | None = None,
@@ -77,7 +63,7 @@ class NodeRuntime:
         self.parts = parts
         self._core = parts.core
         self._learner = parts.learner
-        self._transport = transport
+        self._links = links
         self._pad = pad
         self._sinks = sinks
         self._inbox: deque[ev.Event] = deque()
@@ -94,8 +80,8 @@ class NodeRuntime:
             ev.SendChunk: self._send_chunk,
             ev.StoreChunk: self._store_chunk,
             ev.DropPayload: lambda e: parts.spool.drop(e.member, e.root),
-            ev.Dial: lambda e: self._transport.dial(e.peer),
-            ev.Hangup: lambda e: self._transport.hangup(e.peer, e.why),
+            ev.Dial: lambda e: self._links.dial(e.peer),
+            ev.Hangup: lambda e: self._links.hangup(e.peer, e.why),
             ev.Train: self._train,
             ev.Encode: self._encode,
             ev.Apply: self._apply,
@@ -130,7 +116,7 @@ class NodeRuntime:
         )
         control = Control(directory.path, self._asked)
         try:
-            await self._transport.start(self)
+            await self._links.start(self)
             await control.start()
             if handle_signals:
                 self._catch_signals()
@@ -146,7 +132,7 @@ class NodeRuntime:
             if self._timer is not None:
                 self._timer.cancel()
             await control.close()
-            await self._transport.close()
+            await self._links.close()
             await self._close_threads()
 
     def fail(self, error: BaseException) -> None:
@@ -236,14 +222,14 @@ class NodeRuntime:
         if held or (effect.after is not None and effect.after > self._durable):
             self._held.setdefault(effect.peer, deque()).append((effect.after, effect.frame))
         else:
-            self._transport.send(effect.peer, effect.frame)
+            self._links.send(effect.peer, effect.frame)
 
     def _persisted(self, id_: int) -> None:
         """Let go what waited for the disk, then tell the core."""
         self._durable = id_
         for peer, held in list(self._held.items()):
             while held and (held[0][0] is None or held[0][0] <= id_):
-                self._transport.send(peer, held.popleft()[1])
+                self._links.send(peer, held.popleft()[1])
             if not held:
                 self._held.pop(peer, None)
         self.feed(ev.Persisted(id_))
@@ -251,7 +237,7 @@ class NodeRuntime:
     def _send_chunk(self, effect: ev.SendChunk) -> None:
         wanted = self._wanted.setdefault(effect.peer, deque())
         if len(wanted) >= WANTED_MAX:
-            self._transport.hangup(effect.peer, "it asks for more than its credit")
+            self._links.hangup(effect.peer, "it asks for more than its credit")
             return
         wanted.append((effect.root, effect.index))
         self._pump(effect.peer)
@@ -259,13 +245,13 @@ class NodeRuntime:
     def _pump(self, peer: NodeId) -> None:
         """Hand chunks to the link while it has room; the bytes are looked up only now."""
         wanted = self._wanted.get(peer)
-        while wanted and self._transport.queued_bytes(peer) < LINK_FULL_BYTES:
+        while wanted and self._links.queued_bytes(peer) < LINK_FULL_BYTES:
             root, index = wanted.popleft()
             data = self._chunk(root, index)
             if data is None:
-                self._transport.send(peer, encode(Gone(root)))
+                self._links.send(peer, encode(Gone(root)))
             else:
-                self._transport.send(peer, chunk_prefix(root, index), data)
+                self._links.send(peer, chunk_prefix(root, index), data)
 
     def _chunk(self, root: bytes, index: int) -> memoryview | None:
         """A chunk of the public model or of a relayed replica; None while Encode overwrites it."""
@@ -368,8 +354,8 @@ class NodeRuntime:
 
     def _traffic(self) -> dict[str, int]:
         return {
-            "sent_bytes": self._transport.sent_bytes,
-            "received_bytes": self._transport.received_bytes,
+            "sent_bytes": self._links.sent_bytes,
+            "received_bytes": self._links.received_bytes,
         }
 
     def _asked(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -399,3 +385,35 @@ class NodeRuntime:
             os._exit(128 + number)
         self._teller.say("stopping", why="stopping; a second signal ends it at once")
         self.stop()
+
+
+def run_node(
+    settings: NodeSettings,
+    *,
+    base: Path,
+    passphrase: bytes | None = None,
+    sinks: tuple[Sink, ...] = (),
+    seed: int | None = None,
+    wrap: Wrap | None = None,
+    pad: Callable[[int], float] | None = None,
+) -> dict[str, Any]:
+    """Run one member's node in this process until it is done; its result, as in result.json.
+
+    ``base``: what the settings' paths are relative to. For engines: ``seed`` fixes the node's own
+    randomness, ``wrap`` stands between node and links, ``pad``: see NodeRuntime. Signals end it
+    in order. Raises ConfigError, StorageError, and what else ended the node.
+    """
+    import torch
+
+    torch.set_num_threads(settings.threads)
+    parts = assemble(settings, base=base, passphrase=passphrase, seed=seed)
+    log = LogFile(parts.directory.path / "log.jsonl")
+    try:
+        links: Links = tcp_links(parts)
+        if wrap is not None:
+            links = wrap(links)
+        node = NodeRuntime(parts, links, (log, *sinks), pad=pad)
+        return asyncio.run(node.run(handle_signals=True))
+    finally:
+        log.close()
+        parts.close()

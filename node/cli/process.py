@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +17,9 @@ from node.errors import ConfigError
 from node.status.ask import NotRunning, ask
 from node.strict import load_toml
 from node.types.settings import NodeSettings
+
+if TYPE_CHECKING:
+    from node.status.progress import Sink
 
 NodeArgument = Annotated[
     Path | None, typer.Argument(metavar="NODE.toml", help="The node's own settings.")
@@ -42,13 +48,27 @@ def start(
     from node.runtime import run_node
 
     settings = load_toml(node, NodeSettings)
-    named = passphrase_file or _beside(node, settings.passphrase_file)
-    run_node(
-        settings,
-        base=node.parent,
-        passphrase=read_passphrase(named),
-        show="nothing" if quiet else "json" if as_json else "people",
-    )
+    passphrase = read_passphrase(passphrase_file or _beside(node, settings.passphrase_file))
+    with _shown("nothing" if quiet else "json" if as_json else "people") as sinks:
+        run_node(settings, base=node.parent, passphrase=passphrase, sinks=sinks)
+
+
+@contextmanager
+def _shown(how: str) -> Iterator[tuple[Sink, ...]]:
+    """Where events go: a live row in a terminal, lines of text elsewhere, JSON, or nowhere."""
+    from rich.console import Console
+
+    from node.status.board import Board
+    from node.status.progress import JsonLines, PlainLines
+
+    console = Console()
+    if how == "json":
+        yield (JsonLines(sys.stdout),)
+    elif how == "people" and console.is_terminal:
+        with Board(console) as board:
+            yield (board,)
+    else:
+        yield (PlainLines(sys.stdout),) if how == "people" else ()
 
 
 def stop(

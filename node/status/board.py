@@ -15,8 +15,8 @@ from node.status.progress import human_bytes, sentence
 class Board:
     """A sink for events of one or of several nodes; draws a table that stays in place."""
 
-    def __init__(self, console: Console, *, rounds: int, title: str = "") -> None:
-        self._rounds = rounds
+    def __init__(self, console: Console, *, rounds: int | None = None, title: str = "") -> None:
+        self._rounds = rounds  # known beforehand, or from each node's first words
         self._title = title
         self._rows: dict[str, dict[str, Any]] = {}
         self._live = Live(console=console, auto_refresh=False, transient=False)
@@ -31,6 +31,8 @@ class Board:
     def __call__(self, event: dict[str, Any]) -> None:
         row = self._rows.setdefault(event["node"], {"state": "starting"})
         kind = event["event"]
+        if kind == "ready":
+            row["rounds"] = event["rounds"]
         if kind == "round":
             row.update(event)
         elif kind == "phase":
@@ -53,7 +55,7 @@ class Board:
             accuracy = row.get("accuracy")
             table.add_row(
                 escape(name),
-                f"{row.get('round', 0)}/{self._rounds}",
+                f"{row.get('round', 0)}/{row.get('rounds', self._rounds or '?')}",
                 "–" if accuracy is None else f"{accuracy:.3f}",
                 f"{len(mixed)} of {len(mixed) + len(missing)}",
                 escape(", ".join(peer for peer, _ in missing)),

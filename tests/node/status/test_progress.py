@@ -110,9 +110,10 @@ def test_a_log_that_cannot_be_written_stops_the_node(tmp_path: Path) -> None:
 
 def test_the_board_shows_names_as_they_are() -> None:
     out = io.StringIO()
-    board = Board(Console(file=out, width=100), rounds=10, title="heart")
+    board = Board(Console(file=out, width=100), title="heart")
     board({"event": "waiting", "node": "[red]c", "at": 0, "present": 1, "needed": 2})
     reporter = Reporter("a", roster(), [board])
+    reporter.emit("ready", at=0.0, listen=None, rounds=10)
     reporter.round(done(), at=1.0, measured={"accuracy": 0.9}, traffic={"sent_bytes": 1500})
     console = Console(file=io.StringIO(), width=120)
     console.print(board.table())
