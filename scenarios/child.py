@@ -52,37 +52,35 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(node: Path, seed: int | None, plan: Path | None) -> None:
+    """As node.runtime.run_node, with the scenario between node and links."""
     import torch
 
     from node.runtime import NodeRuntime
+    from node.runtime_links import Links, tcp_links
     from node.runtime_parts import assemble
-    from node.status.progress import JsonLines
+    from node.status.progress import JsonLines, LogFile
     from node.strict import load_toml
     from node.types.settings import NodeSettings
-    from scenarios.faulty import FaultyTransport
+    from scenarios.faulty import FaultyLinks
     from scenarios.weather import Weather, read_plan
 
     settings = load_toml(node, NodeSettings)
     torch.set_num_threads(settings.threads)
     parts = assemble(settings, base=node.parent, seed=seed)
+    log = LogFile(parts.directory.path / "log.jsonl")
     try:
-        transport: Any = transport_for(parts)
+        links: Links = tcp_links(parts)
         pad = None
         if plan is not None:
             weather = Weather(read_plan(plan))
-            transport = FaultyTransport(transport, weather, parts.consortium.roster.name)
+            links = FaultyLinks(links, weather, parts.consortium.roster.name)
             pad = weather.training_s
         _write_vectors(parts.learner, node.parent / VECTORS)
-        runtime = NodeRuntime(parts, transport, (JsonLines(sys.stdout),), pad=pad)
+        runtime = NodeRuntime(parts, links, (log, JsonLines(sys.stdout)), pad=pad)
         asyncio.run(runtime.run(handle_signals=True))
     finally:
+        log.close()
         parts.close()
-
-
-def transport_for(parts: Any) -> Any:
-    from node.transport.tcp import TcpTransport
-
-    return TcpTransport(parts)
 
 
 def _write_vectors(learner: Any, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Wraps a node's transport and does to its links what the scenario says: cuts, delay, bandwidth.
+"""Wraps a node's links and does to them what the scenario says: cuts, delay, bandwidth, loss.
 
 Only the engines hand it to nodes; the release image has no scenarios package and cannot load it.
 Frames are delayed on the sender's side. Both ends of a cut link drop it and refuse a new one, so
@@ -11,25 +11,16 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final
 
 from crypto.identity import NodeId
+from node.runtime_links import Links, Owner
 from scenarios.vocabulary import LinkShape
 from scenarios.weather import Pipe, Uplink, Weather
 
 LOOK_S: Final = 0.02  # how often a node looks for changes: far below any deadline
 DIAL_TIMEOUT_S: Final = 1.0  # how long a dial into a partition takes to fail
 WHY: Final = "partition"
-
-
-class Owner(Protocol):
-    """Whom a transport tells (node.runtime)."""
-
-    def on_up(self, peer: NodeId) -> None: ...
-    def on_down(self, peer: NodeId, why: str) -> None: ...
-    def on_dial_failed(self, peer: NodeId, why: str) -> None: ...
-    def on_frame(self, peer: NodeId, frame: memoryview) -> None: ...
-    def on_drained(self, peer: NodeId) -> None: ...
 
 
 class _Line:
@@ -47,10 +38,10 @@ class _Line:
             self.timer = None
 
 
-class FaultyTransport:
-    """A transport like the one it wraps. ``name``: what the scenario calls a node."""
+class FaultyLinks:
+    """Links like those it wraps. ``name``: what the scenario calls a node."""
 
-    def __init__(self, inner: Any, weather: Weather, name: Callable[[NodeId], str]) -> None:
+    def __init__(self, inner: Links, weather: Weather, name: Callable[[NodeId], str]) -> None:
         self._inner, self._weather, self._name = inner, weather, name
         plan = weather.plan
         self._rng = random.Random(plan.seed)
@@ -76,11 +67,11 @@ class FaultyTransport:
 
     @property
     def sent_bytes(self) -> int:
-        return int(self._inner.sent_bytes)
+        return self._inner.sent_bytes
 
     @property
     def received_bytes(self) -> int:
-        return int(self._inner.received_bytes)
+        return self._inner.received_bytes
 
     # ── from the node ───────────────────────────────────────────────────────────────────────
 
@@ -112,7 +103,7 @@ class FaultyTransport:
 
     def queued_bytes(self, peer: NodeId) -> int:
         line = self._lines.get(peer)
-        return int(self._inner.queued_bytes(peer)) + (line.bytes if line else 0)
+        return self._inner.queued_bytes(peer) + (line.bytes if line else 0)
 
     # ── from the transport ──────────────────────────────────────────────────────────────────
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
+import torch
 from msgspec import Struct, structs
 from numpy.typing import NDArray
 
@@ -28,6 +29,8 @@ from scenarios.nursery import Child
 from scenarios.prepare import Founded as Prepared
 from scenarios.record import Check, DistanceRow, FaultSpan, Missed, NodeRun, RoundRow, Run
 from scenarios.settings import Scenario
+
+T = TypeVar("T")
 
 # A timer of a process on a busy machine may fire this much late; the deadline itself is the core's.
 LATE_S: Final = 5.0
@@ -146,6 +149,7 @@ def collect(
     happened: Sequence[Happened],
     *,
     setup_s: float,
+    wall_s: float,
 ) -> Run:
     """The Run, without baselines and expectations."""
     scenario, graph = prepared.scenario, prepared.scenario.graph
@@ -155,7 +159,6 @@ def collect(
     vectors = {node.name: _vector(logs[node.name].seat) for node in finished}
     spread = consensus({name: v for name, v in vectors.items() if v is not None}, founded)
     policy = founded.consortium.policy
-    end = max((row.at for row in rows), default=0.0)
     return Run(
         scenario=scenario.name,
         engine="processes",
@@ -171,7 +174,7 @@ def collect(
         consensus_distance=spread[0] if spread else None,
         consensus_relative=spread[1] if spread else None,
         checks=checks(founded, logs),
-        wall_s=end,
+        wall_s=wall_s,
         setup_s=setup_s,
         absent=tuple(node.name for node in nodes if node.rounds == 0),
         task=scenario.settings.task.name,
@@ -188,9 +191,11 @@ def judged(
 ) -> Run:
     """The Run with baselines, and the scenario's expectations judged as on any engine."""
     scenario = prepared.scenario
-    begun = time.perf_counter()
-    compared = train_baselines(scenario, prepared.parts) if baselines else None
-    baselines_s = time.perf_counter() - begun if baselines else None
+    compared, baselines_s = None, None
+    if baselines:
+        begun = time.perf_counter()
+        compared = _on_one_thread(lambda: train_baselines(scenario, prepared.parts))
+        baselines_s = time.perf_counter() - begun
     back = _reconvergence(scenario, run, happened)
     down = {span.nodes[0] for span in run.faults if span.kind == "crash" and span.end is None}
     evidence = Evidence(
@@ -212,6 +217,16 @@ def judged(
         checks=(*made, *run.checks),
         notes=(*run.notes, *remarks(back)),
     )
+
+
+def _on_one_thread(work: Callable[[], T]) -> T:
+    """Models this small are trained many times faster without a pool that waits by spinning."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _reconvergence(

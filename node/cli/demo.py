@@ -155,7 +155,7 @@ def _run(scenario: Scenario, directory: Path, console: Console) -> Run:
     )
     if not console.is_terminal:
         return run_processes(scenario, directory=directory, on_progress=_Plain(console))
-    with Board(console, rounds=learning.rounds + (learning.final_mixing or 0)) as board:
+    with Board(console) as board:
 
         def live(event: dict[str, Any]) -> None:
             for one in _for_people(event):

@@ -10,7 +10,7 @@ import pytest
 
 from crypto.identity import NodeId
 from scenarios.faults import Heal, Link, Partition, When
-from scenarios.faulty import DIAL_TIMEOUT_S, LOOK_S, FaultyTransport
+from scenarios.faulty import DIAL_TIMEOUT_S, LOOK_S, FaultyLinks
 from scenarios.vocabulary import LinkFaultSettings, LinkShape
 from scenarios.weather import CALM, Plan, Weather, change_of, write_change
 
@@ -94,7 +94,7 @@ class Bench:
         )
         self.inner, self.node = Inner(), Node()
         names = {B: "b", C: "c"}
-        self.transport = FaultyTransport(self.inner, Weather(plan), lambda n: names[n])
+        self.transport = FaultyLinks(self.inner, Weather(plan), lambda n: names[n])
 
     def tell(self, fault: Any, at: float) -> None:
         change = change_of(fault, at)
