@@ -64,7 +64,7 @@ from node.types.messages import HEADS_MAX, Bye, Heads, SignedBallot, SignedHeade
 from node.types.messages import Ballots as BallotsMessage
 from node.types.roster import Pins, Policy, Roster
 
-HEADS_EVERY: Final = 4  # rounds between two floods of heads; links get them when they come up
+HEADS_EVERY: Final = 4  # rounds between two floods of heads, on average; new links get them too
 COUNTED_MAX: Final = 8  # rounds for which a neighbour's own account of an edge is awaited
 
 
@@ -410,8 +410,8 @@ class Core:
         policy = self.context.policy
         if self.round % policy.checkpoint_every == 0 or self.round >= policy.last_round:
             self.context.persist(Checkpoint(self.snapshot()))
-        if self.round % HEADS_EVERY == 0:
-            self._flood()
+        if self.context.rng.random() * HEADS_EVERY < 1:
+            self._flood()  # nobody can know in which rounds to be honest
         self._go_on()
 
     def _note_round(self, event: Mixed) -> None:

@@ -86,7 +86,10 @@ class Inbox:
         first = peer.hello is None
         peer.hello = hello
         if hello.yours is not None:
-            self._own_proof(hello.yours)
+            try:
+                self._own_proof(hello.yours)
+            except RemoteProtocolError as error:  # the link itself is as good as any
+                core.context.reject(peer.id, error)
         if first:
             core.context.note(Linked(peer.id))
             core.welcome(peer)

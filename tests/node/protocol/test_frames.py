@@ -244,7 +244,9 @@ def test_unknown_versions_forms_and_sizes_are_malformed() -> None:
     for form in range(2, 256):
         refused(bytes((1, form)) + good[2:])
     refused(b"")
-    refused(frame(msgpack.packb([9, "x" * FRAME_BYTES_MAX])))
+    long = Heads((SignedHeader(bytes(30 * 1024), b"s" * 64),) * 64)
+    assert len(encode(long)) > FRAME_BYTES_MAX
+    refused(encode(long))
     refused(frame(msgpack.packb([9, "x" * 201])))
     refused(frame(msgpack.packb([2, D, 0, 0])))
     refused(frame(msgpack.packb([2, D, 0, 17])))

@@ -154,6 +154,21 @@ def test_an_older_boot_is_refused_once_a_newer_is_known(lone: Lone) -> None:
     assert [n.version for n in lone.all(ev.Received)] == [5]
 
 
+def test_an_older_boot_is_refused_though_nothing_of_it_was_applied(lone: Lone) -> None:
+    lone.frame(2, Heads((lone.presence(1, 1, incarnation=WALL_MS + 5, boot_id=b"C" * 16),)))
+    lone.frame(1, lone.offer(1, 9))
+    assert lone.rejections == {"replay": 1}
+    assert not lone.all(ev.Apply)
+
+
+def test_bounds_hold_for_heads_as_well(lone: Lone) -> None:
+    for changes in ({"base": 9, "version": 9}, {"round": 23}, {"mixed_round": 23}):
+        header = msgspec.structs.replace(lone.header(4, 1), **changes)
+        lone.frame(2, Heads((lone.sign(4, header),)))
+    assert lone.rejections == {"bounds": 3}
+    assert lone.ids[4] not in lone.core.heads.newest
+
+
 def test_two_boots_in_one_incarnation_are_refused_but_prove_nothing(lone: Lone) -> None:
     lone.frame(1, lone.offer(1, 1))
     lone.frame(1, lone.offer(1, 1, b"12345678", boot_id=b"C" * 16))
@@ -273,6 +288,17 @@ def test_a_forged_header_of_our_own_moves_nothing(lone: Lone) -> None:
     lone.frame(1, Heads((own(lone, WALL_MS + 25 * 3600 * 1000),)))
     assert not lone.all(ev.Reincarnated)
     assert lone.rejections == {"signature": 2, "bounds": 1}
+
+
+def test_a_wrong_proof_in_hello_is_counted_and_the_link_counts() -> None:
+    lone = Lone()
+    for i, yours in ((1, lone.presence(2, 5, incarnation=WALL_MS + 9)), (3, own(lone, 2**50))):
+        lone.feed(ev.LinkUp(lone.ids[i]))
+        lone.frame(i, lone.hello(i, yours=yours))
+        assert lone.sent(Heads, i), "welcomed all the same"
+    assert lone.rejections == {"foreign": 1, "bounds": 1}
+    assert [n.member for n in lone.all(ev.Linked)] == [lone.ids[1], lone.ids[3]]
+    assert not lone.all(ev.Reincarnated)
 
 
 def test_after_moving_past_haves_of_the_old_boot_say_nothing(lone: Lone) -> None:

@@ -171,13 +171,13 @@ SHAPES = st.one_of(
 
 
 @given(SHAPES, st.data())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_mixing_leads_to_the_weighted_average_and_conserves_it(
     shape: tuple[list[tuple[int, int]], int], data: st.DataObject
 ) -> None:
     edges, count = shape
     samples = {i: data.draw(st.integers(50, 200)) for i in range(count)}
-    net = consortium(edges, count, rounds=1, final=79, samples=samples)
+    net = consortium(edges, count, rounds=1, final=59, samples=samples)
     sums: dict[int, dict[NodeId, float]] = {}
     check = net.on_effect
 
@@ -198,7 +198,7 @@ def test_mixing_leads_to_the_weighted_average_and_conserves_it(
     for round_, held in sums.items():
         assert len(held) == count
         assert sum(held.values()) / total == pytest.approx(goal, abs=1e-4 * round_)
-    assert len(sums) == 80
+    assert len(sums) == 60
     start = max(abs(i - goal) for i in range(count))
     assert max(abs(node.model[0] - goal) for node in nodes) < max(0.2 * start, 1e-3)
 
@@ -251,7 +251,7 @@ TRIANGLE = complete(3)
 
 
 @pytest.mark.parametrize(
-    ("edges", "stride"), [(TRIANGLE, 1), (CHORD, 5)], ids=["triangle", "chord"]
+    ("edges", "stride"), [(TRIANGLE, 1), (CHORD, 11)], ids=["triangle", "chord"]
 )
 def test_killed_at_any_effect_and_back_all_finish_together(
     edges: list[tuple[int, int]], stride: int
@@ -268,7 +268,7 @@ def test_killed_at_any_effect_and_back_all_finish_together(
 
 @pytest.mark.parametrize("edges", [TRIANGLE, CHORD], ids=["triangle", "chord"])
 def test_killed_at_any_effect_for_good_the_others_finish(edges: list[tuple[int, int]]) -> None:
-    for at in range(0, count_effects(edges), 4):
+    for at in range(0, count_effects(edges), 9):
         net = kill_once(at, edges=edges, back=None)
         others = [i for i in range(len(net.ids)) if i != 1]
         if all(net.node(i).core.phase is Phase.STARTING for i in others):
@@ -297,12 +297,12 @@ def killed_together(seed: int, watch: bool = True) -> list[tuple[float, ...]]:
 
 def test_a_consortium_killed_at_any_instant_resumes_to_the_same_bits() -> None:
     unkilled = killed_together(0)
-    for seed in range(1, 31):
+    for seed in range(1, 16):
         assert killed_together(seed) == unkilled, f"seed {seed}"
 
 
 @given(st.integers(1, 2**32))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 def test_resumption_by_any_seed(seed: int) -> None:
     assert killed_together(seed) == killed_together(0)
 
@@ -402,7 +402,7 @@ def test_a_slow_node_is_heard_and_arrives() -> None:
 
 
 def test_a_model_over_the_inline_bound_travels_in_chunks() -> None:
-    big = [tuple([float(i)] * 150_000) for i in range(3)]
+    big = [tuple([float(i)] * 20_000) for i in range(3)]
     net = Network(ring(3), 3, policy=policy(1, 4, start_members=3), models=big)
     Watch(net)
     net.start()
@@ -463,8 +463,11 @@ def test_an_old_backup_never_repeats_a_version() -> None:
 # ── liars ──
 
 
-def test_one_who_says_different_things_to_two_that_share_no_edge_is_found_out() -> None:
-    net = consortium(ring(6), 6, 24, 10, watch=(0,))
+@pytest.mark.parametrize("honest_in", [(), (0,), (1, 3)], ids=str)
+def test_one_who_says_different_things_to_two_that_share_no_edge_is_found_out(
+    honest_in: tuple[int, ...],
+) -> None:
+    net = consortium(ring(6), 6, 40, 10, watch=(0,))
     liar, fooled = net.ids[0], net.ids[1]
 
     def other_face(source: NodeId, target: NodeId, frame: bytes) -> bytes | None:
@@ -474,7 +477,7 @@ def test_one_who_says_different_things_to_two_that_share_no_edge_is_found_out() 
         if not isinstance(message, Offer) or message.payload is None:
             return frame
         header = decode_header(message.signed.header)
-        if header.sender != liar:
+        if header.sender != liar or header.round % 4 in honest_in:
             return frame
         data = b"\x00\x00\x80\x3f"
         leaves = leaf_digests(data)
