@@ -17,7 +17,7 @@ MS: Final = 1_000_000
 SECOND: Final = 1_000_000_000
 PACKET_BYTES: Final = 1460  # an Ethernet frame's share of a TCP stream
 RETRANSMIT_MIN_NS: Final = 200 * MS  # Linux's least retransmission timeout
-DIAL_TIMEOUT_NS: Final = SECOND  # how long a dial into a partition takes to fail
+DIAL_AGAIN_NS: Final = SECOND  # TCP's first SYN is repeated after a second (RFC 6298); then we fail
 
 
 class Clock:
@@ -150,7 +150,7 @@ class Network:
         if half is None:
             self._clock.at(now, self._ends.dial_failed, node, peer, "no such address")
         elif half.edge.cut:
-            self._clock.at(now + DIAL_TIMEOUT_NS, self._dial_failed, half, "no answer")
+            self._clock.at(now + DIAL_AGAIN_NS, self._dial_again, half)
         else:
             # TCP takes one round trip, TLS 1.3 another
             self._clock.at(now + 4 * half.latency, self._dialled, half)
@@ -175,9 +175,11 @@ class Network:
     def heal(self, a: int, b: int) -> None:
         self._halves[a][b].edge.cut = False
 
-    def _dial_failed(self, half: _Half, why: str) -> None:
-        if self._alive[half.source] and not half.up:
-            self._ends.dial_failed(half.source, half.target, why)
+    def _dial_again(self, half: _Half) -> None:
+        if not half.edge.cut:
+            self._clock.at(self._clock.now + 4 * half.latency, self._dialled, half)
+        elif self._alive[half.source] and not half.up:
+            self._ends.dial_failed(half.source, half.target, "no answer")
 
     def _dialled(self, half: _Half) -> None:
         edge, back = half.edge, half.back
@@ -212,7 +214,15 @@ class Network:
         """Tell the other end behind whatever is on the wire already."""
         at = max(half.last, self._clock.now + half.latency)
         half.last = at
-        self._clock.at(at, self._broken, half.back, half.edge.number, why)
+        self._clock.at(at, self._break_arrives, half.back, half.edge.number, why)
+
+    def _break_arrives(self, half: _Half, number: int, why: str) -> None:
+        """Behind the frames that still queue for the downlink."""
+        free = self._down_free[half.source]
+        if free > self._clock.now:
+            self._clock.at(free, self._broken, half, number, why)
+        else:
+            self._broken(half, number, why)
 
     def _broken(self, half: _Half, number: int, why: str) -> None:
         if half.up and half.edge.number == number:

@@ -1,0 +1,186 @@
+"""`grapevine run`: a scenario on one engine, its results as a table or JSON, its verdict as a code.
+
+Thin: the engines are scenarios.simulation and scenarios.processes, the page is scenarios.report.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from node.errors import ConfigError, StorageError
+from node.strict import nearest
+
+if TYPE_CHECKING:
+    from scenarios.record import Run
+    from scenarios.settings import Scenario
+
+ENGINES: Final = ("simulation", "processes")
+_NODES_SHOWN: Final = 40  # of more, the worst ones
+
+Progress = Callable[[float, float], None]
+
+
+def run(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or a name of the library.")],
+    *,
+    on: Annotated[str, typer.Option("--on", help="simulation or processes.")] = "simulation",
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the file's own.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result there; - for stdout.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write one page with curves there.")] = None,
+    baselines: Annotated[
+        bool, typer.Option(help="Also train each node alone, and one model on all rows.")
+    ] = True,
+) -> None:
+    """Run a scenario file and check what it expects.
+
+    Example: grapevine run wan-partition --report partition.html
+    """
+    if on not in ENGINES:
+        raise ConfigError(f"--on: unknown engine '{on}'{nearest(on, ENGINES)}")
+    for path in (json_file, report):
+        _check_writable(path)
+    from scenarios.settings import load_scenario
+
+    loaded = load_scenario(scenario).with_seed(seed)
+    with _progress(loaded.name, quiet=str(json_file) == "-") as on_progress:
+        found = _engine(on)(loaded, on_progress, baselines)
+    _write(found, json_file, report)
+    if str(json_file) != "-":
+        show(found)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def _engine(on: str) -> Callable[[Scenario, Progress, bool], Run]:
+    if on == "simulation":
+        from scenarios.simulation import simulate
+
+        return lambda scenario, progress, baselines: simulate(
+            scenario, on_progress=progress, baselines=baselines
+        )
+    from scenarios.processes import run_processes
+
+    return lambda scenario, _, baselines: run_processes(scenario, baselines=baselines)
+
+
+def _check_writable(path: Path | None) -> None:
+    """Find out before an hour of work, not after it."""
+    if path is None or str(path) == "-":
+        return
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder, expected a file to write")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path}: its folder does not exist")
+
+
+def _write(run: Run, json_file: Path | None, report: Path | None) -> None:
+    if json_file is not None:
+        from scenarios.record import result
+
+        text = json.dumps(result(run), ensure_ascii=False, indent=2, allow_nan=False)
+        if str(json_file) == "-":
+            typer.echo(text)
+        else:
+            try:
+                json_file.write_text(text + "\n", encoding="utf-8")
+            except OSError as error:
+                raise StorageError(f"{json_file}: cannot be written: {error.strerror}") from None
+    if report is not None:
+        from scenarios.report import write_report
+
+        write_report(run, report)
+
+
+@contextmanager
+def _progress(name: str, *, quiet: bool) -> Iterator[Progress]:
+    """A bar on stderr where somebody looks at it, else nothing."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _at, _share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns: tuple[Any, ...] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[at]:.1f} s virtual"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=1.0, at=0.0)
+        yield lambda at, share: bar.update(task, completed=share, at=at)
+
+
+def show(run: Run) -> None:
+    """The results as tables on stdout."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    virtual = "" if run.virtual_s is None else f", {run.virtual_s:.1f} s virtual"
+    console.print(
+        f"[bold]{escape(run.scenario)}[/] on {run.engine}, seed {run.seed}: {len(run.nodes)} "
+        f"nodes, {run.rounds} rounds in {run.wall_s:.2f} s{virtual}"
+    )
+    alone = {a.node: a for a in run.baselines.local_only} if run.baselines else {}
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("node")
+    for column in ("rows", "round", "accuracy", "alone", "own rows", "loss", "MB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("ended")
+    table.add_column("missed")
+    nodes = list(run.nodes)
+    if len(nodes) > _NODES_SHOWN:
+        nodes.sort(key=lambda node: (node.ended == "finished", node.accuracy or 0.0, node.name))
+        nodes = nodes[:_NODES_SHOWN]
+    for node in nodes:
+        lonely = alone[node.name].accuracy if node.name in alone else None
+        missed = "; ".join(f"{m.peer} in {m.rounds} ({m.first}–{m.last})" for m in node.missed)
+        table.add_row(
+            escape(node.name),
+            str(node.samples),
+            str(node.rounds),
+            *(_figure(value) for value in (node.accuracy, lonely, node.own_accuracy, node.loss)),
+            f"{node.sent_bytes / 1e6:.2f}",
+            escape(node.ended),
+            escape(missed),
+        )
+    console.print(table)
+    if len(run.nodes) > len(nodes):
+        console.print(f"… and {len(run.nodes) - len(nodes)} more; the worst are shown")
+    for line in _summary(run):
+        console.print(escape(line))
+    for check in run.checks:
+        mark = "[green]ok  [/]" if check.ok else "[red]FAIL[/]"
+        limit = "" if check.limit is None else f" (limit {_figure(check.limit)})"
+        console.print(f"{mark} {escape(check.name)}: {escape(_figure(check.value))}{limit}")
+
+
+def _summary(run: Run) -> Iterator[str]:
+    if run.consensus_distance is not None:
+        relative = run.consensus_relative or 0.0
+        yield f"consensus distance {run.consensus_distance:.4g}, {relative:.2%} of the model's norm"
+    if run.baselines and run.baselines.pooled and run.baselines.pooled.accuracy is not None:
+        yield f"one model on all rows: accuracy {run.baselines.pooled.accuracy:.4f}"
+    if run.absent:
+        yield f"took no part at all: {', '.join(run.absent)}"
+    yield from run.notes
+    if run.trace_hash:
+        yield f"trace {run.trace_hash[:16]}, schedule {(run.schedule_hash or '')[:16]}"
+
+
+def _figure(value: float | int | str | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
