@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crypto.identity import NodeId
 from node.learning.task import Part
-from node.types.events import Equivocation, Publishing, Received
+from node.types.events import Equivocation, Publishing, Received, RoundDone, Source
 from node.types.messages import SignedHeader
 from scenarios.baselines import baselines as train_baselines
 from scenarios.checkers import Checkers
@@ -173,7 +173,7 @@ def collect(
         distances=distances(logs, founded, rows),
         consensus_distance=spread[0] if spread else None,
         consensus_relative=spread[1] if spread else None,
-        checks=checks(founded, logs),
+        checks=checks(founded, logs, happened),
         wall_s=wall_s,
         setup_s=setup_s,
         absent=tuple(node.name for node in nodes if node.rounds == 0),
@@ -434,25 +434,48 @@ def _closed(span: FaultSpan, at: float) -> FaultSpan:
     return structs.replace(span, end=at) if span.end is None else span
 
 
-def checks(founded: Founded, logs: Mapping[str, NodeLog]) -> tuple[Check, ...]:
+def checks(
+    founded: Founded, logs: Mapping[str, NodeLog], happened: Sequence[Happened]
+) -> tuple[Check, ...]:
     """What must hold of any run, as far as it shows from outside the processes."""
+    policy, roster = founded.consortium.policy, founded.consortium.roster
     waited = [e["waited_s"] for log in logs.values() for e in _events(log, "round")]
-    limit = founded.consortium.policy.deadline_max_s + LATE_S
-    longest = max(waited, default=0.0)
-    made = [
-        Check("nobody waits longer than the deadline", longest <= limit, longest, limit),
-    ]
-    watching = Checkers(founded.consortium.roster, founded.consortium.policy)
-    ids = {member.name: member.id for member in founded.consortium.roster.members.values()}
+    limit, longest = policy.deadline_max_s + LATE_S, max(waited, default=0.0)
+    made = Check("nobody waits longer than the deadline", longest <= limit, longest, limit)
+    watching = Checkers(roster, policy)
+    ids = {member.name: member.id for member in roster.members.values()}
+    rounds: dict[str, int] = {}
+    cut_at = at_end = 0.0
+    for at, who, what in _timeline(logs, happened):
+        at_end = at
+        if isinstance(what, Happened):
+            if isinstance(what.fault, Partition):
+                watching.cut(what.fault, at, rounds)
+                cut_at = at
+            elif isinstance(what.fault, Heal):
+                watching.healed(at, rounds, long=at - cut_at > 2 * limit)
+            continue
+        if what["event"] == "round":
+            rounds[who] = what["round"]
+        notice = _notice(what, ids)
+        if notice is not None:
+            watching.notice(ids[who], notice, at)
+    watching.end(at_end)
+    always = (watching.unique, watching.grow, watching.replayed, watching.accused)
+    seen = (finding for finding in (watching.sides, watching.meet) if finding.seen)
+    return (made, *(finding.check() for finding in (*always, *seen)))
+
+
+def _timeline(
+    logs: Mapping[str, NodeLog], happened: Sequence[Happened]
+) -> list[tuple[float, str, Any]]:
+    """Everything heard and done, in order: (seconds since the start, node, event or fault)."""
+    told: list[tuple[float, str, Any]] = [(one.at, "", one) for one in happened]
     for name, log in logs.items():
         for life in log.lives:
-            watching.boot(ids[name])
-            for at, event in life.events:
-                notice = _notice(event, ids)
-                if notice is not None:
-                    watching.notice(ids[name], notice, at)
-    watched = (watching.unique, watching.grow, watching.replayed, watching.accused)
-    return (*made, *(finding.check() for finding in watched))
+            origin = life.origin()
+            told += [(origin + float(event["at"]), name, event) for _, event in life.events]
+    return sorted(told, key=lambda one: one[0])
 
 
 def _events(log: NodeLog, kind: str) -> Iterator[dict[str, Any]]:
@@ -472,8 +495,21 @@ class _Version(Struct):
 
 def _notice(
     event: Mapping[str, Any], ids: Mapping[str, NodeId]
-) -> Publishing | Received | Equivocation | None:
+) -> Publishing | Received | Equivocation | RoundDone | None:
     kind = event["event"]
+    if kind == "round":
+        return RoundDone(
+            round=event["round"],
+            mixed=tuple(Source(ids[peer], 0.0, 0) for peer in event["mixed"]),
+            missing=(),
+            own_weight=1.0,
+            loss=None,
+            waited_s=event["waited_s"],
+            half_edges=0,
+            late=0,
+            alone=event["alone"],
+            kept_own="",
+        )
     if kind == "equivocation":
         proof = [SignedHeader(bytes.fromhex(h), bytes.fromhex(s)) for h, s in event["proof"]]
         return Equivocation(ids[event["peer"]], proof[0], proof[1])
