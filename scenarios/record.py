@@ -152,7 +152,7 @@ class Run(Struct, frozen=True, kw_only=True):
     setup_s: float = 0.0
     baselines_s: float | None = None
     virtual_s: float | None = None
-    absent: tuple[str, ...] = ()  # members that took no part at all
+    absent: tuple[str, ...] = ()  # members that were not there to the end
     task: str = ""
     notes: tuple[str, ...] = ()  # sentences for people: "the fault had no effect", …
 

@@ -22,8 +22,6 @@ def verdict(run: Run) -> tuple[str, bool]:
     if others:
         ends = [f"{node.name} ({node.ended}, round {node.rounds})" for node in others]
         parts.append(f"Without {_listed(ends)}.")
-    if run.absent:
-        parts.append(f"Took no part at all: {_listed(run.absent)}.")
     parts += _figures_in_words(run, finished)
     failed = [check for check in run.checks if not check.ok]
     if failed:

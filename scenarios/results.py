@@ -80,7 +80,7 @@ def collect(
         setup_s=setup_s,
         baselines_s=baselines_s,
         virtual_s=simulation.now,
-        absent=tuple(node.name for node in simulation.nodes if node.round == 0),
+        absent=tuple(node.name for node in simulation.nodes if node.ended != "finished"),
         task=scenario.settings.task.name,
         notes=(*remarks(back), *simulation.outages.notes),
     )
