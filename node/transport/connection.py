@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from node.transport.tcp import TcpTransport
 
 # Enough that the kernel never starves between two turns of the loop; a link holds no more.
-_HIGH_WATER: Final = 1024 * 1024
+_HIGH_WATER: Final = 512 * 1024
 _PIECE: Final = 256 * 1024  # encrypted and handed to the kernel at a time
 
 
@@ -117,7 +117,7 @@ class Connection(asyncio.BufferedProtocol):
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        why = f"connection lost: {exc}" if exc else "closed by the other end"
+        why = f"connection lost: {exc}" if exc else "the connection ended without a closing record"
         if self._link is not None:
             self._link.end(why)
         elif not self.dialled and not self._shutting and self._half_open:
