@@ -10,7 +10,7 @@ from lone import Lone
 from node.protocol.catchup import frontier
 from node.protocol.phases import Phase
 from node.types import events as ev
-from node.types.messages import Ask, Heads, Ping
+from node.types.messages import CHUNK_BYTES, Ask, Heads, Ping
 
 TOP = 1000
 LABELS = st.integers(0, 100)
@@ -148,3 +148,22 @@ def test_further_members_are_asked_for_through_a_neighbour_and_again_when_it_is_
     lone.frame(second, lone.offer(3, 15))
     assert lone.ids[3] in lone.all(ev.Rebase)[0].members
     assert lone.all(ev.Forget) == [ev.Forget(lone.ids[3])]
+
+
+def test_nothing_borrowed_is_left_after_the_new_start() -> None:
+    state = ev.CoreState(round=5, version=5, incarnation=1, mixed_round=5)
+    edges = [(0, 1), (0, 2), (0, 3), (0, 5), (1, 4)]
+    lone = Lone(edges=edges, count=6, state=state, payload_bytes=2 * CHUNK_BYTES)
+    lone.link(1, 2, 3, 5, round_=15)
+    lone.frame(1, Heads((lone.presence(4, 15),)))
+    lone.frame(1, lone.offer(4, 15))
+    lone.chunk(1, 15, 0)
+    assert lone.ids[4] in lone.core.reception.transfers.by_member
+    lone.feed(ev.LinkDown(lone.ids[1], "cut"))
+    for i in (2, 3, 5):
+        lone.frame(i, lone.offer(i, 15))
+        lone.chunk(i, 15, 0)
+        lone.chunk(i, 15, 1)
+    assert len(lone.all(ev.Rebase)) == 1
+    assert not lone.core.reception.transfers.by_member
+    assert lone.all(ev.DropPayload)[-1].member == lone.ids[4]

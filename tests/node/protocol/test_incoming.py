@@ -129,6 +129,22 @@ def test_who_found_no_credit_goes_on_as_soon_as_there_is_some() -> None:
     assert any(link.outstanding[i] for i in idle)
 
 
+def test_who_waits_for_credit_is_not_said_to_stall() -> None:
+    link = Link(SMALL)
+    for member in range(1, 12):
+        link.offer(member)
+    held = {i: link.transfers.by_member[link.lone.ids[i]] for i in range(1, 12)}
+    idle = [i for i, transfer in held.items() if not transfer.waiting]
+    assert idle
+    link.context.now += STALL_S
+    for counter in link.outstanding.values():
+        counter.clear()
+    link.transfers.wake()
+    link.take()
+    assert {held[i].stalls for i in idle} == {0}
+    assert {held[i].stalls for i in held if i not in idle} == {1}
+
+
 def test_one_large_payload_at_a_time() -> None:
     link = Link(LARGE)
     for member in (1, 2, 3):
