@@ -1,0 +1,177 @@
+"""The virtual network: order, latency, bandwidth, loss, cuts; frames are bytes, ends a recorder."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scenarios.network import MS, SECOND, Clock, Network
+from scenarios.vocabulary import LinkShape
+
+
+class Recorder:
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.seen: list[tuple[float, int, int, object]] = []
+
+    def _add(self, node: int, peer: int, what: object) -> None:
+        self.seen.append((self.clock.now / MS, node, peer, what))
+
+    def deliver(self, node: int, peer: int, frame: bytes, digest: bytes) -> None:
+        self._add(node, peer, frame)
+
+    def link_up(self, node: int, peer: int) -> None:
+        self._add(node, peer, "up")
+
+    def link_down(self, node: int, peer: int, why: str) -> None:
+        self._add(node, peer, f"down: {why}")
+
+    def dial_failed(self, node: int, peer: int, why: str) -> None:
+        self._add(node, peer, f"failed: {why}")
+
+
+def make(
+    nodes: int = 2, *, bandwidth: float | None = None, seed: int = 0, **shape: float
+) -> tuple[Clock, Recorder, Network]:
+    clock = Clock()
+    ends = Recorder(clock)
+    network = Network(clock, ends, random.Random(seed), nodes=nodes, bandwidth=bandwidth)
+    for a in range(nodes):
+        for b in range(a):
+            values = {"latency_ms": 10.0, "jitter_ms": 0.0, "loss": 0.0, **shape}
+            network.add_link(b, a, LinkShape(**values))
+        network.boot(a)
+    return clock, ends, network
+
+
+def run(clock: Clock) -> None:
+    while clock.step():
+        pass
+
+
+def linked(**options: float) -> tuple[Clock, Recorder, Network]:
+    clock, ends, network = make(**options)  # type: ignore[arg-type]
+    network.dial(0, 1)
+    run(clock)
+    ends.seen.clear()
+    return clock, ends, network
+
+
+def test_a_dial_takes_two_round_trips_and_the_other_end_half_a_trip_more() -> None:
+    clock, ends, network = make()
+    network.dial(0, 1)
+    network.dial(1, 0)  # both at once: one link
+    run(clock)
+    assert ends.seen == [(40.0, 0, 1, "up"), (50.0, 1, 0, "up")]
+
+
+def test_a_dial_to_a_dead_node_is_refused() -> None:
+    clock, ends, network = make()
+    network.kill(1, "reset")
+    network.dial(0, 1)
+    run(clock)
+    assert ends.seen == [(40.0, 0, 1, "failed: connection refused")]
+
+
+def test_a_cut_breaks_both_ends_loses_what_is_on_the_wire_and_lets_nobody_dial() -> None:
+    clock, ends, network = linked()
+    network.send(0, 1, b"lost", b"")
+    network.cut(0, 1)
+    network.dial(0, 1)
+    run(clock)
+    said = [what for _, _, _, what in ends.seen]
+    assert said == ["down: partitioned", "down: partitioned", "failed: no answer"]
+    network.heal(0, 1)
+    network.dial(1, 0)
+    run(clock)
+    assert [what for _, _, _, what in ends.seen[3:]] == ["up", "up"]
+
+
+def test_a_dial_begun_in_a_partition_succeeds_once_it_is_healed() -> None:
+    clock, ends, network = make()
+    network.cut(0, 1)
+    network.dial(0, 1)
+    network.heal(0, 1)
+    run(clock)
+    assert [what for _, _, _, what in ends.seen] == ["up", "up"]
+
+
+@pytest.mark.parametrize("bandwidth", [None, 1.0])
+def test_what_a_node_said_before_its_end_arrives_before_the_link_breaks(
+    bandwidth: float | None,
+) -> None:
+    clock, ends, network = linked(nodes=3, bandwidth=bandwidth)  # type: ignore[arg-type]
+    network.dial(2, 1)
+    run(clock)
+    ends.seen.clear()
+    network.send(2, 1, b"x" * 5000, b"")  # the downlink of 1 is busy with it
+    network.send(0, 1, b"bye", b"")
+    network.kill(0, "closed")
+    run(clock)
+    mine = [what for _, node, peer, what in ends.seen if (node, peer) == (1, 0)]
+    assert mine == [b"bye", "down: closed"]
+
+
+def test_uplink_and_downlink_are_shared() -> None:
+    # 8 Mbit/s: a byte a microsecond; 10,000 bytes take 10 ms
+    clock, ends, network = make(nodes=3, bandwidth=8.0)
+    network.dial(0, 2)
+    network.dial(1, 2)
+    network.dial(0, 1)
+    run(clock)
+    ends.seen.clear()
+    begun = clock.now / MS
+    network.send(0, 2, b"a" * 10_000, b"")
+    network.send(0, 1, b"b" * 10_000, b"")  # waits for 0's uplink
+    network.send(1, 2, b"c" * 10_000, b"")  # waits for 2's downlink
+    run(clock)
+    times = {what[:1]: at - begun for at, _, _, what in ends.seen if isinstance(what, bytes)}
+    assert times == {b"a": 20.0, b"b": 30.0, b"c": 30.0}
+
+
+def test_a_links_own_bandwidth_limits_it_alone() -> None:
+    clock, ends, network = linked(bandwidth_mbps=8.0)
+    begun = clock.now / MS
+    network.send(0, 1, b"a" * 1000, b"")
+    network.send(0, 1, b"b" * 1000, b"")
+    run(clock)
+    assert [at - begun for at, _, _, _ in ends.seen] == [11.0, 12.0]
+
+
+def test_loss_is_a_delay_of_at_least_200_ms() -> None:
+    clock, _, network = linked(loss=0.999999)
+    begun = clock.now
+    network.send(0, 1, b"a", b"")
+    run(clock)
+    assert clock.now - begun == 210 * MS
+    network.reshape(0, 1, LinkShape(latency_ms=200, jitter_ms=0, loss=0.999999))
+    begun = clock.now
+    network.send(0, 1, b"b", b"")
+    run(clock)
+    assert clock.now - begun == SECOND  # two round trips of 400 ms, and the way itself
+
+
+@settings(max_examples=50)
+@given(
+    sizes=st.lists(st.integers(1, 5000), max_size=30),
+    jitter=st.floats(0, 50),
+    loss=st.floats(0, 0.9),
+    bandwidth=st.none() | st.floats(0.1, 100),
+    seed=st.integers(0, 2**32),
+)
+def test_a_link_keeps_its_order_and_loses_nothing(
+    sizes: list[int], jitter: float, loss: float, bandwidth: float | None, seed: int
+) -> None:
+    clock, ends, network = make(bandwidth=bandwidth, seed=seed, jitter_ms=jitter, loss=loss)
+    network.dial(0, 1)
+    run(clock)
+    ends.seen.clear()
+    frames = [number.to_bytes(4, "big") + bytes(size) for number, size in enumerate(sizes)]
+    for frame in frames:
+        network.send(0, 1, frame, b"")
+    run(clock)
+    assert [what for _, _, _, what in ends.seen] == frames
+    assert network.received_bytes[1] == network.sent_bytes[0] == sum(map(len, frames))
