@@ -7,6 +7,7 @@ imports torch for all nodes, is started before this process imports it for itsel
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import structs
 
-from node.errors import ConfigError
+from node.errors import ConfigError, StorageError
 from node.types.settings import StartSettings
 from scenarios.expectations import check_baselines
 from scenarios.faults import Slow
@@ -41,71 +42,93 @@ def run_processes(
     on_progress: Progress | None = None,
     baselines: bool = True,
     timeout_s: float | None = None,
+    nursery: Nursery | None = None,
 ) -> Run:
     """Run ``scenario`` with real processes and hand back what happened.
 
     directory: where keys, states, logs and models are written; it must be new, empty, or an
     earlier run's (which is then replaced). Without it a temporary one is used and removed.
     on_progress: gets every event of every node. timeout_s: for all of it; else the engine gives
-    up when no node has shown a sign of life for longer than any wait can last.
+    up when no node has shown a sign of life for longer than any wait can last. nursery: one that
+    stays open for several runs, which spares each the imports.
     Raises ConfigError for what cannot be run, GrapevineError when processes cannot be started.
     """
     scenario = scenario.with_seed(seed)
+    check_baselines(scenario, baselines=baselines)
+    _refuse(scenario)
+    with contextlib.ExitStack() as stack:
+        if directory is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="grapevine-")))
+        else:
+            clear(directory)
+            folder = directory
+        began = time.monotonic()
+        if nursery is None:
+            nursery = stack.enter_context(Nursery(folder / "nursery.log"))
+        run = _run(
+            scenario,
+            folder,
+            nursery,
+            on_progress=on_progress,
+            baselines=baselines,
+            timeout_s=timeout_s,
+            began=began,
+        )
     if directory is None:
-        with tempfile.TemporaryDirectory(prefix="grapevine-") as made:
-            run = _run(scenario, Path(made), on_progress, baselines, timeout_s)
         nodes = tuple(structs.replace(node, model=None) for node in run.nodes)
-        return structs.replace(run, nodes=nodes)
-    clear(directory)
-    return _run(scenario, directory, on_progress, baselines, timeout_s)
+        run = structs.replace(run, nodes=nodes)
+    return run
 
 
 def clear(directory: Path) -> None:
     """Make ``directory`` an empty one of this engine.
 
-    Raises ConfigError where it holds anything that this engine did not make.
+    Raises ConfigError where it holds anything that this engine did not make, StorageError where
+    it cannot be written.
     """
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"{directory}: is a file, expected a folder")
-    if directory.is_dir() and any(directory.iterdir()):
-        if not (directory / MARK).is_file():
-            raise ConfigError(f"{directory}: is not empty, and not of an earlier run")
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / MARK).write_text("{}\n", encoding="utf-8")
+    try:
+        if directory.is_dir() and any(directory.iterdir()):
+            if not (directory / MARK).is_file():
+                raise ConfigError(f"{directory}: is not empty, and not of an earlier run")
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / MARK).write_text("{}\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{directory}: cannot be written: {error.strerror}") from None
 
 
 def _run(
     scenario: Scenario,
     directory: Path,
+    nursery: Nursery,
+    *,
     on_progress: Progress | None,
     baselines: bool,
     timeout_s: float | None,
+    began: float,
 ) -> Run:
-    begun = time.monotonic()
-    check_baselines(scenario, baselines=baselines)
-    _refuse(scenario)
-    with Nursery(directory / "nursery.log") as nursery:
-        from scenarios.founding import found
-        from scenarios.prepare import found as prepare
-        from scenarios.processes_fleet import Fleet
-        from scenarios.processes_result import collect, judged
+    from scenarios.founding import found
+    from scenarios.prepare import found as prepare
+    from scenarios.processes_fleet import Fleet
+    from scenarios.processes_result import collect, judged
 
-        prepared = prepare(scenario)
-        nursery.wait_ready()
-        founded = found(
-            directory,
-            scenario.graph.nodes,
-            name=_charter_name(scenario),
-            topology=TopologySettings(kind="explicit", edges=scenario.graph.edges),
-            task=scenario.settings.task,
-            learning=prepared.learning,
-            start=_start(scenario.settings.start),
-            parts=prepared.parts,
-        )
-        fleet = Fleet(scenario, prepared, founded, nursery, on_progress)
-        setup_s = time.monotonic() - begun
-        fleet.run(timeout_s)
+    prepared = prepare(scenario)
+    nursery.wait_ready()
+    founded = found(
+        directory,
+        scenario.graph.nodes,
+        name=_charter_name(scenario),
+        topology=TopologySettings(kind="explicit", edges=scenario.graph.edges),
+        task=scenario.settings.task,
+        learning=prepared.learning,
+        start=_start(scenario.settings.start),
+        parts=prepared.parts,
+    )
+    fleet = Fleet(scenario, prepared, founded, nursery, on_progress)
+    setup_s = time.monotonic() - began
+    fleet.run(timeout_s)
     run = collect(
         prepared, founded, fleet.logs, fleet.happened, setup_s=setup_s, wall_s=fleet.wall_s
     )

@@ -73,7 +73,7 @@ class Fleet:
                 self._inject()
                 self._watch(timeout_s)
         finally:
-            # On Ctrl-C too: closing the nursery, which the caller does, kills and reaps them all.
+            self._end_all("the engine was interrupted")
             self._listen()
             self.wall_s = self._now()
 
