@@ -21,7 +21,7 @@ CUT = """
 at = "round 3"
 partition = [["n0", "n1"], ["n2", "n3", "n4"]]
 [[event]]
-at = "round 5"
+at = "round 7"
 heal = true
 """
 CRASH = """
@@ -92,8 +92,8 @@ def test_both_sides_of_a_partition_go_on_and_meet_again() -> None:
     assert span.end is not None
     during = [row for row in run.rows if span.start < row.at < span.end]
     assert {row.node for row in during} == {"n0", "n1", "n2", "n3", "n4"}
-    # what had arrived before the cut may still be mixed once
-    mine = [row for row in during if row.node == "n1"][1:]
+    # what had arrived before the cut may still be mixed once, a round late
+    mine = [row for row in during if row.node == "n1"][2:]
     assert mine
     assert all("n2" not in row.mixed for row in mine)
     assert all("n2" in dict(row.missing) for row in mine)
