@@ -29,6 +29,11 @@ def verdict(run: Run) -> tuple[str, bool]:
     return " ".join(parts), not failed and bool(finished)
 
 
+def _end(node: NodeRun) -> str:
+    part = f"round {node.rounds}" if node.rounds else "took no part at all"
+    return f"{node.name} ({node.ended}, {part})"
+
+
 def _figures_in_words(run: Run, finished: Sequence[NodeRun]) -> list[str]:
     together = level(node.accuracy for node in finished)
     if together is None:

@@ -67,12 +67,11 @@ def test_ctrl_c_ends_the_demo_and_all_its_processes(tmp_path: Path) -> None:
     try:
         pids = [_pid(folder / name / "log.jsonl") for name in CLINICS]
         demo.send_signal(signal.SIGINT)
-        shown, said = demo.communicate(timeout=PATIENCE_S)
+        _, said = demo.communicate(timeout=PATIENCE_S)
     finally:
         demo.kill()
     assert demo.returncode == 130
     assert "Traceback" not in said
-    assert "clinic-a" in shown
     assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
 
 
