@@ -20,8 +20,7 @@ def verdict(run: Run) -> tuple[str, bool]:
     whole = "All" if len(finished) == total else f"{len(finished)} of"
     parts = [f"{whole} {total} nodes finished {run.rounds} rounds."]
     if others:
-        ends = [f"{node.name} ({node.ended}, round {node.rounds})" for node in others]
-        parts.append(f"Without {_listed(ends)}.")
+        parts.append(f"Not there to the end: {_listed([_end(node) for node in others])}.")
     parts += _figures_in_words(run, finished)
     failed = [check for check in run.checks if not check.ok]
     if failed:
