@@ -42,6 +42,9 @@ LINK_FULL_BYTES: Final = MiB
 # A model up to this size is copied for its checkpoint, so that training goes on while it is
 # written; above it memory is dearer than time.
 COPIED_BYTES_MAX: Final = 16 * MiB
+# The next step of learning waits while more records than this are not durable: rounds may be
+# faster than the disk for a while (it commits in groups), but not for good.
+BEHIND_MAX: Final = 256
 
 
 class NodeRuntime:
@@ -70,6 +73,8 @@ class NodeRuntime:
         self._feeding = False
         self._timer: asyncio.TimerHandle | None = None
         self._durable = 0
+        self._submitted = 0
+        self._parked: Callable[[], object] | None = None  # learning that waits for the disk
         self._held: dict[NodeId, deque[tuple[int | None, bytes]]] = {}
         self._wanted: dict[NodeId, deque[tuple[bytes, int]]] = {}
         self._own_root: bytes | None = None  # of the public model, while it may be read
@@ -227,6 +232,9 @@ class NodeRuntime:
     def _persisted(self, id_: int) -> None:
         """Let go what waited for the disk, then tell the core."""
         self._durable = id_
+        if self._parked is not None and self._submitted - id_ <= BEHIND_MAX:
+            parked, self._parked = self._parked, None
+            parked()
         for peer, held in list(self._held.items()):
             while held and (held[0][0] is None or held[0][0] <= id_):
                 self._links.send(peer, held.popleft()[1])
@@ -274,6 +282,13 @@ class NodeRuntime:
     def _learn(self, job: Callable[[], ev.Event]) -> None:
         self._work.run(job, self.feed)
 
+    def _paced(self, begin: Callable[[], object]) -> None:
+        """Begin now, or once the disk has caught up; the core issues one such step at a time."""
+        if self._submitted - self._durable <= BEHIND_MAX:
+            begin()
+        else:
+            self._parked = begin
+
     def _train(self, effect: ev.Train) -> None:
         def job() -> ev.Trained:
             began = time.monotonic()
@@ -282,7 +297,7 @@ class NodeRuntime:
                 self._quit.wait(max(0.0, began + self._pad(trained.steps) - time.monotonic()))
             return trained
 
-        self._learn(job)
+        self._paced(lambda: self._learn(job))
 
     def _encode(self, effect: ev.Encode) -> None:
         self._own_root = None
@@ -291,7 +306,7 @@ class NodeRuntime:
             self._own_root = encoded.payload.root
             self.feed(encoded)
 
-        self._work.run(lambda: self._learner.encode(effect), done)
+        self._paced(lambda: self._work.run(lambda: self._learner.encode(effect), done))
 
     def _apply(self, effect: ev.Apply) -> None:
         payload = self.parts.spool.take(effect.member, effect.root)
@@ -326,7 +341,7 @@ class NodeRuntime:
     # ── the disk ──
 
     def _persist(self, effect: ev.Persist) -> None:
-        record = effect.record
+        record, self._submitted = effect.record, effect.id
         if not isinstance(record, ev.Checkpoint):
             self._disk.submit(effect.id, record)
             return

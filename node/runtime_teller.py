@@ -114,5 +114,5 @@ class Teller:
             "late": core.late,
             "jumped": self._jumps,
             "resumed": parts.resumed,
-            "model": str(parts.directory.model),
+            "model": str(parts.directory.model.resolve()),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,11 +46,14 @@ def start(
     dials out only. Ctrl-C or `grapevine stop` ends it in order; started again, it resumes.
     """
     from node.runtime import run_node
+    from node.status.progress import last_words
 
     settings = load_toml(node, NodeSettings)
     passphrase = read_passphrase(passphrase_file or _beside(node, settings.passphrase_file))
     with _shown("nothing" if quiet else "json" if as_json else "people") as sinks:
-        run_node(settings, base=node.parent, passphrase=passphrase, sinks=sinks)
+        result = run_node(settings, base=node.parent, passphrase=passphrase, sinks=sinks)
+    if not quiet and not as_json:
+        typer.echo(f"{result['name']}: {last_words(result)}")
 
 
 @contextmanager
@@ -59,16 +62,17 @@ def _shown(how: str) -> Iterator[tuple[Sink, ...]]:
     from rich.console import Console
 
     from node.status.board import Board
-    from node.status.progress import JsonLines, PlainLines
+    from node.status.progress import Background, JsonLines, PlainLines
 
     console = Console()
-    if how == "json":
-        yield (JsonLines(sys.stdout),)
-    elif how == "people" and console.is_terminal:
-        with Board(console) as board:
-            yield (board,)
-    else:
-        yield (PlainLines(sys.stdout),) if how == "people" else ()
+    with ExitStack() as stack:
+        if how == "nothing":
+            yield ()
+            return
+        sink: Sink = JsonLines(sys.stdout) if how == "json" else PlainLines(sys.stdout)
+        if how == "people" and console.is_terminal:
+            sink = stack.enter_context(Board(console))
+        yield (stack.enter_context(Background(sink)),)
 
 
 def stop(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.live import Live
@@ -10,6 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from node.status.progress import human_bytes, sentence
+
+# What is worth a line above the table; links that end when a training does are not.
+_TOLD: Final = ("unlinked", "jumped", "equivocation", "warning")
+_PARTING: Final = ("final", "leaving", "stopped")
 
 
 class Board:
@@ -39,9 +43,9 @@ class Board:
             row["state"] = event["phase"]
         elif kind == "waiting":
             row["state"] = f"waiting, {event['present']} of {event['needed']}"
-        elif kind in ("finished", "stopping"):
-            row["state"] = event["why"]
-        elif kind in ("unlinked", "jumped", "equivocation", "warning", "ready"):
+        elif kind in ("finished", "stopped", "failed", "stopping"):
+            row["state"] = kind
+        if kind in _TOLD and not (kind == "unlinked" and row["state"] in _PARTING):
             self._live.console.print(f"{escape(event['node'])}: {escape(sentence(event))}")
         if kind != "phase":  # phases change many times a round
             self._live.update(self.table(), refresh=True)

@@ -6,7 +6,10 @@ anything, and nothing secret passes through.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import queue
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -33,6 +36,8 @@ Event = dict[str, Any]
 Sink = Callable[[Event], None]
 
 LOG_BYTES_MAX: Final = 16 * 1024 * 1024  # then log.jsonl becomes log.1.jsonl
+EVENTS_WAITING: Final = 50_000  # some 20 MB
+LEAVING_S: Final = 5.0
 REPEATS_SHOWN: Final = 3  # of one peer's one kind of fault; then at 4, 8, 16 …
 
 Numbers = Mapping[str, Any]
@@ -160,6 +165,39 @@ class JsonLines:
         self._stream.flush()
 
 
+class Background:
+    """Hands events to another sink on a thread: whoever reads our output may be slow, or gone.
+
+    At most ``EVENTS_WAITING`` wait; what is told beyond that is lost to this sink (log.jsonl has
+    it). Use as a context: leaving it waits for the reader, but not for long.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._events: queue.Queue[Event | None] = queue.Queue(EVENTS_WAITING)
+        self._thread = threading.Thread(target=self._work, name="grapevine-output", daemon=True)
+
+    def __enter__(self) -> Background:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(queue.Full):
+            self._events.put(None, timeout=LEAVING_S)
+            self._thread.join(LEAVING_S)
+
+    def __call__(self, event: Event) -> None:
+        with contextlib.suppress(queue.Full):
+            self._events.put_nowait(event)
+
+    def _work(self) -> None:
+        while (event := self._events.get()) is not None:
+            try:
+                self._sink(event)
+            except OSError:
+                return  # nobody reads any more; the node goes on
+
+
 class LogFile:
     """A sink: log.jsonl in the state directory, bounded. Raises StorageError."""
 
@@ -204,7 +242,7 @@ def sentence(event: Event) -> str:
     match event["event"]:
         case "ready":
             return f"listening on {event['listen'] or 'nothing (dials out only)'}"
-        case "waiting":
+        case "waiting" if event["lacking"]:
             lacking = ", ".join(event["lacking"])
             return f"waiting to start: {event['present']} of {event['needed']}, lacking {lacking}"
         case "linked":
@@ -224,9 +262,20 @@ def sentence(event: Event) -> str:
             return f"began a new incarnation: {event['why']}"
         case "warning" | "stopping":
             return str(event["why"])
-        case "finished":
-            return f"finished: {event['why']}"
+        case "failed":
+            return f"ends: {event['why']}"
     return ""
+
+
+def last_words(result: Event) -> str:
+    """A result, as in result.json, in a line for people."""
+    words = [f"{result['ended']} at round {result['rounds']}"]
+    known = [figure for figure in ("accuracy", "auroc") if result.get(figure) is not None]
+    words += [f"{figure} {result[figure]:.3f}" for figure in known]
+    for missed in result["missed"]:
+        span = f"{missed['rounds']} rounds, {missed['first']} to {missed['last']}"
+        words.append(f"{missed['peer']} was missing in {span} ({missed['why']})")
+    return "; ".join([*words, f"model in {result['model']}"])
 
 
 def _round_words(event: Event) -> str:

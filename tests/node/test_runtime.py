@@ -253,6 +253,26 @@ def test_a_disk_that_fails_stops_the_node(tmp_path: Path, monkeypatch: Any) -> N
     assert loaded.round == 2
 
 
+def test_rounds_faster_than_the_disk_wait_for_it(tmp_path: Path, monkeypatch: Any) -> None:
+    site = make(tmp_path, rounds=60)
+    monkeypatch.setattr("node.runtime.BEHIND_MAX", 4)
+    behind: list[int] = []
+    nodes: list[NodeRuntime] = []
+
+    def look(event: dict[str, Any]) -> None:
+        if event["event"] == "phase" and event["phase"] == "collecting":
+            behind.extend(n._submitted - n._durable for n in nodes)
+
+    async def go() -> list[Any]:
+        pipe = Pipe()
+        nodes.extend(node(site, name, pipe, look) for name in site.seats)
+        return await together(*nodes)
+
+    assert [r["ended"] for r in asyncio.run(go())] == ["finished", "finished"]
+    # what one step adds at most: published, checkpoint, a receipt for each version that came
+    assert max(behind) <= 4 + 8
+
+
 def test_a_model_that_becomes_infinite_stops_the_node_with_a_reason(tmp_path: Path) -> None:
     site = make(tmp_path, rounds=400, local_steps=50, learning_rate=1e6)
     with pytest.raises(ConfigError, match="not finite"):

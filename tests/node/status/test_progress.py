@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,15 @@ from rich.console import Console
 
 from node.errors import StorageError
 from node.status.board import Board
-from node.status.progress import JsonLines, LogFile, PlainLines, Reporter, human_bytes
+from node.status.progress import (
+    EVENTS_WAITING,
+    Background,
+    JsonLines,
+    LogFile,
+    PlainLines,
+    Reporter,
+    human_bytes,
+)
 from node.types.events import (
     Linked,
     Missing,
@@ -121,6 +130,30 @@ def test_the_board_shows_names_as_they_are() -> None:
     assert "[red]c" in text
     assert "3/10" in text
     assert "1 of 2" in text
+
+
+def test_a_reader_that_stands_still_does_not_hold_the_node() -> None:
+    going_on, got = threading.Event(), list[Any]()
+
+    def slow(event: dict[str, Any]) -> None:
+        going_on.wait()
+        got.append(event)
+
+    with Background(slow) as sink:
+        for n in range(EVENTS_WAITING + 1000):
+            sink({"n": n})
+        going_on.set()
+    assert EVENTS_WAITING <= len(got) <= EVENTS_WAITING + 1
+    assert [e["n"] for e in got] == list(range(len(got)))
+
+
+def test_a_reader_that_is_gone_does_not_end_the_node() -> None:
+    def gone(_: dict[str, Any]) -> None:
+        raise BrokenPipeError
+
+    with Background(gone) as sink:
+        for n in range(10):
+            sink({"n": n})
 
 
 @pytest.mark.parametrize(
