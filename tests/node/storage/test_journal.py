@@ -158,9 +158,8 @@ def test_a_torn_log_recovers_to_a_batch_that_was_whole(tmp_path):
     torn.mkdir()
     log = source.with_name("journal.db-wal").read_bytes()
     assert len(log) == whole[-1]
-    for end in sorted(
-        {*range(whole[0], len(log), 1009), *whole, *(size - 1 for size in whole[1:])}
-    ):
+    edges = {size - less for size in whole[1:] for less in (0, 1)}
+    for end in sorted({*range(whole[0], len(log), 1009), *edges}):
         shutil.copy(source, torn / "journal.db")
         (torn / "journal.db-wal").write_bytes(log[:end])
         (torn / "journal.db-shm").unlink(missing_ok=True)

@@ -85,7 +85,7 @@ def test_whatever_goes_wrong_on_the_thread_is_told(bench, error):
         raise error
 
     bench.writer.run(fail)
-    with pytest.raises(StorageError, match="No space left|a bug"):
+    with pytest.raises(StorageError, match=r"No space left|a bug"):
         bench.writer.close()
     assert len(bench.told) == 1
 
