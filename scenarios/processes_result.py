@@ -176,7 +176,7 @@ def collect(
         checks=checks(founded, logs, happened),
         wall_s=wall_s,
         setup_s=setup_s,
-        absent=tuple(node.name for node in nodes if node.rounds == 0),
+        absent=tuple(node.name for node in nodes if node.ended != "finished"),
         task=scenario.settings.task.name,
     )
 
