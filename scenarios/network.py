@@ -165,7 +165,6 @@ class Network:
         """The link breaks at both ends at once, and what is on the wire is lost."""
         half = self._halves[a][b]
         half.edge.cut = True
-        half.edge.number += 1
         half.edge.pending = None
         for end in (half, half.back):
             if end.up:

@@ -115,6 +115,22 @@ def test_a_crashed_node_resumes_from_its_disk_and_ends_near_the_others() -> None
     assert any(missed.peer == "n1" and missed.first == 4 for missed in others.missed)
 
 
+def test_a_consortium_that_crashes_as_a_whole_resumes_to_the_same_models() -> None:
+    names = '["n0", "n1", "n2", "n3", "n4"]'
+    text = f"""
+[[event]]
+at = "0.83s"
+crash = {names}
+[[event]]
+at = "1s"
+restart = {names}
+"""
+    run, calm = simulate(quadratic(text, rounds=12)), simulate(quadratic(rounds=12))
+    assert run.ok, failed(run)
+    assert {node.resumed for node in run.nodes} == {1}
+    assert [node.digest for node in run.nodes] == [node.digest for node in calm.nodes]
+
+
 def test_who_never_comes_back_is_named_and_the_others_finish() -> None:
     run = simulate(quadratic('[[event]]\nat = "round 2"\ncrash = ["n1"]\n'))
     assert run.ok, failed(run)

@@ -90,6 +90,18 @@ def test_a_cut_breaks_both_ends_loses_what_is_on_the_wire_and_lets_nobody_dial()
     assert [what for _, _, _, what in ends.seen[3:]] == ["up", "up"]
 
 
+def test_what_a_cut_link_lost_does_not_arrive_over_the_next_one() -> None:
+    clock, ends, network = linked(latency_ms=1000.0)
+    network.send(0, 1, b"lost", b"")
+    network.cut(0, 1)
+    network.heal(0, 1)
+    network.reshape(0, 1, LinkShape(latency_ms=1, jitter_ms=0, loss=0))
+    network.dial(0, 1)
+    run(clock)
+    said = [what for _, _, _, what in ends.seen]
+    assert said == ["down: partitioned", "down: partitioned", "up", "up"]
+
+
 def test_a_dial_begun_in_a_partition_succeeds_once_it_is_healed() -> None:
     clock, ends, network = make()
     network.cut(0, 1)
@@ -103,11 +115,15 @@ def test_a_dial_begun_in_a_partition_succeeds_once_it_is_healed() -> None:
 def test_what_a_node_said_before_its_end_arrives_before_the_link_breaks(
     bandwidth: float | None,
 ) -> None:
-    clock, ends, network = linked(nodes=3, bandwidth=bandwidth)  # type: ignore[arg-type]
-    network.dial(2, 1)
+    clock, ends, network = make(nodes=4, bandwidth=bandwidth)
+    for node in (0, 2, 3):
+        network.dial(node, 1)
     run(clock)
     ends.seen.clear()
-    network.send(2, 1, b"x" * 5000, b"")  # the downlink of 1 is busy with it
+    # at 1 Mbit/s the downlink of 1 is busy with these until 90 ms from now
+    network.send(2, 1, bytes(5000), b"")
+    network.send(3, 1, bytes(5000), b"")
+    network.reshape(0, 1, LinkShape(latency_ms=60, jitter_ms=0, loss=0))
     network.send(0, 1, b"bye", b"")
     network.kill(0, "closed")
     run(clock)
