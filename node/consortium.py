@@ -222,6 +222,7 @@ def policy(
     return Policy(
         rounds=learning.rounds,
         final_mixing=default_final_mixing(graph, samples) if mixing is None else mixing,
+        final_omega=_final_omega(learning, graph, samples),
         rule=learning.rule,
         f=learning.f,
         wait=learning.wait,
@@ -236,6 +237,18 @@ def policy(
         start_at_least=start.at_least,
         start_by_ms=int(start.at_latest.timestamp() * 1000) if start.at_latest else None,
     )
+
+
+def _final_omega(learning: LearningSettings, graph: Graph, samples: Mapping[str, int]) -> float:
+    """Over-relaxation of the final mixing, the same for all nodes; 1 where it does not apply.
+
+    It stands on the mean being linear and on both ends of an edge using it in the same round.
+    """
+    from topology import measure
+
+    if learning.rule != "mean" or learning.wait == "none":
+        return 1.0
+    return measure.relaxation(measure.second_eigenvalue(graph, samples))
 
 
 def default_final_mixing(graph: Graph, samples: Mapping[str, int]) -> int:

@@ -88,6 +88,16 @@ def rounds_to_consensus(lambda2: float) -> int:
     return max(1, math.ceil(_SHRINK / -math.log(lambda2) - _ROUNDING))
 
 
+def relaxation(lambda2: float) -> float:
+    """ω = 2 / (1 + √(1 − λ₂²)): the best factor of second-order gossip, from 1 to below 2.
+
+    x(k+1) = ω W x(k) + (1 − ω) x(k−1) has the fixed point and the conserved weighted sum of
+    x(k+1) = W x(k), and shrinks the disagreement by √(ω − 1) a round instead of λ₂ (Muthukrishnan,
+    Ghosh, Schultz 1998, after Golub & Varga 1961). Stable for any weights of symmetric edges.
+    """
+    return 2 / (1 + math.sqrt(1 - lambda2 * lambda2))
+
+
 def default_final_mixing(lambda2: float) -> int:
     """How many rounds of mixing without training end a run: rounds to consensus, 5 to 50.
 

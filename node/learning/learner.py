@@ -107,6 +107,7 @@ class Learner:
         self._public_root: bytes | None = None  # None: nothing was published yet
         self._same = True  # x equals the public model: nothing happened to x since Encode
         self._best: tuple[int, float, Tensor] | None = None
+        self._earlier: Tensor | None = None  # final mixing: the public model before this one
         self.candidates: list[int] = []
         kept: dict[int, bytes] = {}
         self._store: Store = store or (lambda round_, data: kept.update({round_: bytes(data)}))
@@ -228,6 +229,8 @@ class Learner:
     def mix(self, effect: Mix) -> Mixed:
         """Mix: x ← x + γ (rule(x̂; replicas) − x̂), γ = 1 where the round does not train.
 
+        There the result is over-relaxed by ``effect.omega`` from the second such round on.
+
         With too few models for the rule the own model stays, and ``kept_own`` says why. Raises
         LocalProtocolError for a source without a replica, or weights that sum to more than 1.
         """
@@ -237,6 +240,7 @@ class Learner:
             self._apply_rule(effect, gamma)
         except TooFewPeers as error:
             kept_own = str(error)
+        self._relax(effect, kept=bool(kept_own))
         self.optimizer.mixed(training=effect.training)
         if self.settings.keep == "best":
             self._keep_best(effect.round)
@@ -266,6 +270,19 @@ class Learner:
         elif out is None:
             x.copy_(mixed)
 
+    def _relax(self, effect: Mix, *, kept: bool) -> None:
+        """Second-order gossip: x ← ω x + (1 − ω) x̂(k−1); x̂ becomes the earlier one."""
+        if effect.training or effect.omega == 1.0:
+            self._earlier = None
+            return
+        if self._earlier is None:
+            self._earlier = self.public.clone()
+            return
+        if not kept:
+            x = self.x.detach()
+            x.mul_(effect.omega).add_(self._earlier.to(x.device), alpha=1.0 - effect.omega)
+        self._earlier.copy_(self.public)
+
     def _replica(self, member: NodeId) -> Tensor:
         replica = self.replicas.get(member)
         if replica is None:
@@ -280,7 +297,7 @@ class Learner:
                 self.x.copy_(rules.median(vectors))
             else:
                 self._anchor.copy_to(self.x)
-        self._same = False
+        self._same, self._earlier = False, None
         self.optimizer.reset()
         start = f"median of {len(vectors)}" if vectors else "x0"
         return Rebased(round=effect.round, start=start)
@@ -370,6 +387,8 @@ class Learner:
             "same": self._same,
             "candidates": list(self.candidates),
         }
+        if self._earlier is not None:
+            tensors["earlier"] = self._earlier
         if self._best is not None:
             meta["best"] = [self._best[0], self._best[1]]
             tensors["best"] = self._best[2]
@@ -391,6 +410,7 @@ class Learner:
             self._public_root = tree_digest(as_bytes(self.public)) if meta["published"] else None
             self._same = bool(meta["same"])
             self.candidates = [int(round_) for round_ in meta["candidates"]]
+            self._earlier = tensors["earlier"].clone() if "earlier" in tensors else None
             self._best = None
             if "best" in meta:
                 round_, value = meta["best"]

@@ -386,7 +386,8 @@ class Core:
         self._uses = tuple(uses)
         self._timer = None
         training = self.current <= context.policy.rounds
-        context.emit(Mix(self.current, self._sources(), training))
+        omega = 1.0 if training else context.policy.final_omega
+        context.emit(Mix(self.current, self._sources(), training, omega))
 
     def _sources(self) -> tuple[Source, ...]:
         return tuple(found.source for _, found in self._uses if found.source is not None)

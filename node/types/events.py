@@ -278,6 +278,7 @@ class Mix(Struct, frozen=True):
     round: int
     sources: tuple[Source, ...]
     training: bool  # False in final_mixing: momentum frozen, γ = 1
+    omega: float = 1.0  # final mixing: x ← ω · mixed + (1 − ω) · the public model before this one
 
 
 class Rebase(Struct, frozen=True):

@@ -51,6 +51,7 @@ class Policy(Struct, frozen=True, kw_only=True):
 
     rounds: int  # with local training
     final_mixing: int  # train-free rounds after them
+    final_omega: float = 1.0  # their over-relaxation, from 1 (none) to below 2
     rule: Rule = "mean"
     f: int = 0
     wait: Wait = "adaptive"
