@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from node.runtime_parts import assemble
 from node.status.ask import ask
 from node.storage import checkpoints
 from node.storage.directory import StateDirectory
+from node.storage.journal import Journal
 from node.strict import load_toml
+from node.types.events import Published
 from node.types.settings import LearningSettings, NodeSettings, TaskSettings
 from scenarios.founding import Founded, found
 from topology.settings import TopologySettings
@@ -253,24 +256,42 @@ def test_a_disk_that_fails_stops_the_node(tmp_path: Path, monkeypatch: Any) -> N
     assert loaded.round == 2
 
 
-def test_rounds_faster_than_the_disk_wait_for_it(tmp_path: Path, monkeypatch: Any) -> None:
-    site = make(tmp_path, rounds=60)
+def test_nothing_is_offered_before_it_is_durable_and_rounds_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    site = make(tmp_path, rounds=60, deadline_min_s=0.01, deadline_max_s=0.02)
     monkeypatch.setattr("node.runtime.BEHIND_MAX", 4)
-    behind: list[int] = []
-    nodes: list[NodeRuntime] = []
+    free = threading.Event()
+    real = Journal.write
 
-    def look(event: dict[str, Any]) -> None:
-        if event["event"] == "phase" and event["phase"] == "collecting":
-            behind.extend(n._submitted - n._durable for n in nodes)
+    def write(journal: Journal, records: Any) -> None:
+        if any(isinstance(record, Published) for _, record in records):
+            free.wait()  # the disk stands still from the first version on
+        real(journal, records)
 
-    async def go() -> list[Any]:
+    monkeypatch.setattr(Journal, "write", write)
+
+    events: list[dict[str, Any]] = []
+
+    async def go() -> tuple[int, list[Any]]:
         pipe = Pipe()
-        nodes.extend(node(site, name, pipe, look) for name in site.seats)
-        return await together(*nodes)
+        nodes = [node(site, name, pipe, events.append) for name in site.seats]
+        running = asyncio.ensure_future(together(*nodes))
+        # one step adds a few records at most: published, a checkpoint, receipts
+        while not all(n._parked for n in nodes) and all(  # noqa: ASYNC110
+            n._submitted < 40 for n in nodes
+        ):
+            await asyncio.sleep(0)
+        most = max(n._submitted for n in nodes)
+        kinds = {event["event"] for event in events}
+        assert "publishing" in kinds
+        assert "received" not in kinds
+        free.set()
+        return most, await running
 
-    assert [r["ended"] for r in asyncio.run(go())] == ["finished", "finished"]
-    # what one step adds at most: published, checkpoint, a receipt for each version that came
-    assert max(behind) <= 4 + 8
+    most, results = asyncio.run(go())
+    assert most < 40
+    assert [r["ended"] for r in results] == ["finished", "finished"]
 
 
 def test_a_model_that_becomes_infinite_stops_the_node_with_a_reason(tmp_path: Path) -> None:
