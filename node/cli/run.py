@@ -174,7 +174,7 @@ def _summary(run: Run) -> Iterator[str]:
     if run.baselines and run.baselines.pooled and run.baselines.pooled.accuracy is not None:
         yield f"one model on all rows: accuracy {run.baselines.pooled.accuracy:.4f}"
     if run.absent:
-        yield f"took no part at all: {', '.join(run.absent)}"
+        yield f"not there to the end: {', '.join(run.absent)}"
     yield from run.notes
     if run.trace_hash:
         yield f"trace {run.trace_hash[:16]}, schedule {(run.schedule_hash or '')[:16]}"

@@ -135,6 +135,7 @@ def test_who_never_comes_back_is_named_and_the_others_finish() -> None:
     run = simulate(quadratic('[[event]]\nat = "round 2"\ncrash = ["n1"]\n'))
     assert run.ok, failed(run)
     assert [node.ended for node in run.nodes] == ["finished", "killed"] + ["finished"] * 3
+    assert run.absent == ("n1",)
     assert run.faults[0].kind == "crash"
     assert run.faults[0].end is None
     late = simulate(
