@@ -29,7 +29,7 @@ from typing import Any
 
 PIECE = 256 * 1024
 NAMES = ("a", "b")
-TURN_S = 2.0  # longer than a transfer: the receiver sleeps in its turn to train
+TURN_S = 6.0  # longer than a transfer: the receiver sleeps in its turn to train
 
 
 def main() -> int:
