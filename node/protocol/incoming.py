@@ -1,7 +1,7 @@
 """Payloads on their way in: chunks asked for within the credit, each verified as it passes.
 
-At most one transfer per sender; at most one large one at a time, so that spooled bytes stay within
-64 MiB or one payload. A chunk's bytes pass through here once and are not kept.
+At most one transfer per sender; large ones one at a time, so that spooled bytes stay within 64 MiB
+or one payload while links are quick, and in turns where they are slow. A chunk's bytes pass through here once and are not kept.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ LINK_CHUNKS: Final = CREDIT_LINK_BYTES // CHUNK_BYTES  # 16
 NODE_CHUNKS: Final = CREDIT_NODE_BYTES // CHUNK_BYTES  # 128
 WANT_CHUNKS: Final = 4  # asked for at a time: the pipe stays full while the window slides
 LARGE_BYTES: Final = 8 * MiB
+SLICE_S: Final = 2.0  # a large transfer that takes longer lets the next one go first
 STALL_S: Final = 5.0
 STALLS_MAX: Final = 6  # without one new chunk: give the transfer up
 
@@ -47,6 +48,7 @@ class Transfer:
     missing: list[int]  # chunks not asked for yet, in reverse order
     waiting: set[int] = field(default_factory=set)  # asked for, not here yet
     active: bool = False
+    turn_at: float = 0.0  # when it last became active, or was put behind the others
     broken: bool = False  # its link is gone: it goes on when it is offered again
     progress_at: float = 0.0
     stalls: int = 0
@@ -132,19 +134,42 @@ class Transfers:
 
         Those under way ask for more where credit has become free.
         """
-        large = any(t.active and t.large for t in self.by_member.values())
+        self._take_turns()
         for member in sorted(self.by_member):
             transfer = self.by_member[member]
-            if not transfer.active:
-                if transfer.broken or (transfer.large and large):
-                    continue
-                large = large or transfer.large
-                transfer.active, transfer.progress_at = True, self._context.now
-            self._ask(transfer)
+            if not (transfer.active or transfer.broken or transfer.large):
+                self._activate(transfer)
+            if transfer.active:
+                self._ask(transfer)
 
     def wake_at(self) -> float | None:
         active = [t.progress_at + STALL_S for t in self.by_member.values() if t.active]
+        holder, others = self._large()
+        if holder is not None and others:
+            active.append(holder.turn_at + SLICE_S)
         return min(active, default=None)
+
+    def _large(self) -> tuple[Transfer | None, list[Transfer]]:
+        """The large transfer whose turn it is, and those that wait for theirs, longest first."""
+        large = [t for _, t in sorted(self.by_member.items()) if t.large and not t.broken]
+        others = sorted((t for t in large if not t.active), key=lambda t: t.turn_at)
+        return next((t for t in large if t.active), None), others
+
+    def _take_turns(self) -> None:
+        """One large transfer at a time; a slow one does not keep the others from theirs."""
+        holder, others = self._large()
+        if not others:
+            return
+        if holder is not None:
+            if self._context.now < holder.turn_at + SLICE_S:
+                return
+            # what is in flight may still come; nothing more is asked for
+            holder.active, holder.turn_at = False, self._context.now
+        self._activate(others[0])
+
+    def _activate(self, transfer: Transfer) -> None:
+        transfer.active = True
+        transfer.progress_at = transfer.turn_at = self._context.now
 
     def wake(self) -> None:
         """Ask again for what did not come; give up a transfer that makes no progress."""

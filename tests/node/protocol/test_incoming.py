@@ -156,6 +156,25 @@ def test_one_large_payload_at_a_time() -> None:
     assert len([i for i in (1, 2, 3) if link.outstanding[i].total()]) == 1
 
 
+def test_a_slow_large_payload_lets_the_others_go_first() -> None:
+    """One chunk every 1.9 s must not keep another neighbour's payload from coming."""
+    link = Link(LARGE)
+    link.offer(1)
+    link.offer(2)
+    slow = next(i for i in (1, 2) if link.outstanding[i])
+    quick = 3 - slow
+    for _ in range(2):
+        link.context.now += 1.9
+        link.deliver(slow, min(k for i, k in link.waiting() if i == slow))
+    assert link.outstanding[quick].total(), "the slice of the slow one is over"
+    while not link.deliver(quick, min(k for i, k in link.waiting() if i == quick)):
+        pass
+    # its turn again: what was in flight still counts, and nothing is fetched twice
+    while not link.deliver(slow, min(k for i, k in link.waiting() if i == slow)):
+        pass
+    assert set(link.stored.values()) == {1}
+
+
 def test_a_large_payload_whose_link_breaks_lets_the_next_one_begin() -> None:
     link = Link(LARGE)
     link.offer(1)
