@@ -56,10 +56,8 @@ class Finding:
 class Checkers:
     """All invariants of one run. ``attackers``: nodes whose word proves nothing (in tests)."""
 
-    def __init__(
-        self, roster: Roster, policy: Policy, *, attackers: Iterable[NodeId] = (), deep: bool = True
-    ) -> None:
-        self._roster, self._policy, self._deep = roster, policy, deep
+    def __init__(self, roster: Roster, policy: Policy, *, attackers: Iterable[NodeId] = ()) -> None:
+        self._roster, self._policy = roster, policy
         self._attackers = frozenset(attackers)
         self._published: dict[NodeId, dict[Version, bytes]] = {m: {} for m in roster.members}
         self._newest: dict[NodeId, tuple[int, int]] = {}
@@ -104,7 +102,7 @@ class Checkers:
         header, owner = effect.header, effect.member
         version = (header.incarnation, header.boot_id, header.version)
         model = self._published.get(owner, {}).get(version)
-        digest = tree_digest(payload) if self._deep else header.model
+        digest = tree_digest(payload)
         self.genuine.look(
             model is not None and model == header.model == digest,
             f"{self._name(node)} applies as {self._name(owner)}'s version {header.version} what "

@@ -69,7 +69,24 @@ def _engine(on: str) -> Callable[[Scenario, Progress, bool], Run]:
         )
     from scenarios.processes import run_processes
 
-    return lambda scenario, _, baselines: run_processes(scenario, baselines=baselines)
+    return lambda scenario, progress, baselines: run_processes(
+        scenario, on_progress=_share_of(scenario, progress), baselines=baselines
+    )
+
+
+def _share_of(scenario: Scenario, progress: Progress) -> Callable[[dict[str, Any]], None]:
+    """Turns the nodes' events into the share that is done: their mean round over the last one."""
+    learning = scenario.settings.learning
+    last = learning.rounds + (learning.final_mixing or 0)
+    rounds = dict.fromkeys(scenario.graph.nodes, 0)
+
+    def take(event: dict[str, Any]) -> None:
+        if event.get("event") == "round" and event.get("node") in rounds:
+            rounds[event["node"]] = event["round"]
+            share = sum(rounds.values()) / len(rounds) / last
+            progress(float(event.get("at", 0.0)), min(1.0, share))
+
+    return take
 
 
 def _check_writable(path: Path | None) -> None:
@@ -113,7 +130,7 @@ def _progress(name: str, *, quiet: bool) -> Iterator[Progress]:
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[at]:.1f} s virtual"),
+        TextColumn("{task.fields[at]:.1f} s of the run"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
