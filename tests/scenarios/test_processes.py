@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,29 @@ def test_a_killed_node_comes_back_and_the_others_never_stop(run_it: Runs, tmp_pa
     assert all(span.end is not None and span.end > span.start for span in crashes)
     assert run.baselines is None
     assert all(node.model is None for node in run.nodes)  # the folder was a temporary one
+
+
+def test_twenty_kills_at_random_instants(run_it: Runs) -> None:
+    """Whatever a node was doing: it resumes, catches up, and nobody repeats or waits too long."""
+    rng = random.Random(20)
+    events, at = [], 0.3
+    for _ in range(20):
+        victim = rng.randrange(5)
+        back = at + rng.uniform(0.05, 0.25)
+        events.append(f'{{ at = "{at * 1000:.0f}ms", crash = "n{victim}" }}')
+        events.append(f'{{ at = "{back * 1000:.0f}ms", restart = "n{victim}" }}')
+        at = back + rng.uniform(0.01, 0.15)
+    text = f"event = [{', '.join(events)}]\nexpect = {{ finished_min = 5 }}"
+    run = run_it(
+        # 9 s of training at least: the last node to come back, after some 5, can still catch up
+        scenario(text, kind="ring", nodes=5, rounds=300, step_ms=15, linger=10.0),
+        baselines=False,
+    )
+    assert run.ok, [check for check in run.checks if not check.ok]
+    assert sum(node.resumed for node in run.nodes) == 20
+    assert run.consensus_distance is not None
+    # all within the distance that the eight mixing rounds leave of a ring's differences
+    assert run.consensus_distance < 0.05
 
 
 def test_a_node_killed_for_good_is_named_and_the_others_finish(run_it: Runs) -> None:
