@@ -331,7 +331,9 @@ class Core:
         self._published_at, self._publish_times[self.current] = now, now
         self._publish_times.pop(self.current - self.context.policy.max_staleness - 1, None)
         self._observed.clear()
-        self._timer = now + self.arrivals.wait_s()
+        self._timer = now + self.arrivals.wait_s(
+            training=self.current <= self.context.policy.rounds
+        )
 
     def _publish(self, payload: Payload, round_: int) -> None:
         self.publisher.publish(
@@ -362,9 +364,12 @@ class Core:
         newest = max(
             held.head.header.round if held else 0, waiting.head.header.round if waiting else 0
         )
+        newest = max(newest, peer.bad_round)  # refused here: nothing better comes for this round
         if newest > self.current or counts(peer, self.current, self.publisher.version):
             return True
-        return newest == self.current and peer.refused_version >= self.publisher.version
+        if newest < self.current:
+            return False
+        return peer.bad_round == newest or peer.refused_version >= self.publisher.version
 
     def _mix(self) -> None:
         self._step(Step.COLLECTED)

@@ -27,10 +27,13 @@ class Arrivals:
     def seen(self) -> tuple[float, ...]:
         return tuple(self._seen)
 
-    def wait_s(self) -> float:
-        """How long to wait after the own publish, by the policy's ``wait``."""
+    def wait_s(self, *, training: bool = True) -> float:
+        """How long to wait after the own publish, by the policy's ``wait``.
+
+        Rounds without training exist to mix: with ``wait = "none"`` they wait adaptively.
+        """
         policy = self._policy
-        if policy.wait == "none":
+        if policy.wait == "none" and training:
             return 0.0
         if policy.wait == "all" or len(self._seen) < OBSERVATIONS_MIN:
             return policy.deadline_max_s

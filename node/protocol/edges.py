@@ -38,7 +38,7 @@ def use(me: Member, other: Member, peer: Peer, *, round_: int, version: int, sta
     """What to do with ``peer`` in the mix of ``round_`` after own ``version`` was published."""
     replica = peer.replica
     if replica is None:
-        return Use(None, why=peer.down_why if not peer.linked else "no version from it yet")
+        return Use(None, why=_nothing(peer))
     label = replica.head.header.round
     if label == round_:
         if counts(peer, round_, version):
@@ -57,6 +57,14 @@ def weight(me: Member, other: Member, age: int) -> float:
     """Metropolis–Hastings by samples, discounted by (1 + age)^-1/2 for a late version."""
     base = neighbour_weight(me.samples, len(me.neighbours), other.samples, len(other.neighbours))
     return float(base * (1 + age) ** -0.5)
+
+
+def _nothing(peer: Peer) -> str:
+    if not peer.linked:
+        return peer.down_why
+    return (
+        f"its version was refused: {peer.bad_why}" if peer.bad_round else "no version from it yet"
+    )
 
 
 def _unacknowledged(peer: Peer, version: int) -> str:

@@ -1,7 +1,8 @@
 """Payloads on their way in: chunks asked for within the credit, each verified as it passes.
 
 At most one transfer per sender; large ones one at a time, so that spooled bytes stay within 64 MiB
-or one payload while links are quick, and in turns where they are slow. A chunk's bytes pass through here once and are not kept.
+or one payload while links are quick, and in turns where they are slow. A chunk's bytes pass through
+here once and are not kept.
 """
 
 from __future__ import annotations

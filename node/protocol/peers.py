@@ -57,6 +57,8 @@ class Peer:
     used_round: int = 0  # the last round in which it says that it mixed our version
     refused_version: int = 0
     refused_why: str = ""
+    bad_round: int = 0  # the newest round whose version of this peer was refused here
+    bad_why: str = ""
     counted_rounds: list[int] = field(default_factory=list)  # of late, where we counted the edge
     tokens: float = RATE_BURST
     tokens_at: float = 0.0

@@ -120,6 +120,7 @@ class Reception:
             self.borrowed.pop(event.member, None)
             if peer is not None:
                 peer.replica = None
+                peer.bad_round, peer.bad_why = header.round, event.why
                 self._answer(peer, transfer.head, ok=False, why=event.why)
             self._context.reject(event.member, BadModel(event.why))
             return None

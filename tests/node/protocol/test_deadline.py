@@ -34,6 +34,12 @@ def test_table(wait: str, seen: list[float], expected: float) -> None:
     assert arrivals.wait_s() == pytest.approx(expected)
 
 
+def test_rounds_without_training_wait_even_where_the_others_do_not() -> None:
+    arrivals = Arrivals(policy(wait="none", **LIMITS))
+    assert arrivals.wait_s() == 0.0
+    assert arrivals.wait_s(training=False) == 30.0
+
+
 @given(st.lists(st.floats(-1e6, 1e6), max_size=200))
 def test_always_within_the_policy_and_bounded(delays: list[float]) -> None:
     arrivals = Arrivals(policy(**LIMITS))

@@ -391,6 +391,22 @@ def test_one_who_never_says_hello_does_not_hold_the_start_for_ever() -> None:
         assert (mute in missing) == (mute in net.roster.members[node.me].neighbours)
 
 
+def test_one_whose_models_are_refused_is_not_waited_for() -> None:
+    """Each of its versions is signed, whole and no model: the round need not last longer."""
+    net = consortium(ring(3), 3, wait="all", deadline_max_s=20.0)
+    liar = net.ids[2]
+    net.train = lambda me, _, model: (1e30,) if me == liar else model
+    net.start()
+    net.run(until=400)
+    for honest in (0, 1):
+        rounds = net.node(honest).rounds()
+        assert len(rounds) == 16
+        assert max(done.waited_s for done in rounds) < 5.0
+        assert {m.why for done in rounds for m in done.missing} == {
+            "its version was refused: not finite"
+        }
+
+
 def test_a_slow_node_is_heard_and_arrives() -> None:
     net = consortium(CHORD, 5, 30, 15)
     net.slow[net.ids[1]] = 6.0
