@@ -87,14 +87,22 @@ def collect(
 
 
 def _figures(simulation: Simulation) -> dict[str, Metrics]:
+    """Last figures of every node: of the final model, or the last measured before the end."""
+    known = {
+        row.node: Metrics(
+            accuracy=row.accuracy, own_accuracy=row.own_accuracy, auroc=row.auroc, loss=row.loss
+        )
+        for row in simulation.measures.rows
+        if row.loss is not None
+    }
     finished = [node for node in simulation.nodes if node.ended == "finished"]
     found = evaluate_batch([node.learner for node in finished])
-    return {node.name: metrics for node, metrics in zip(finished, found, strict=True)}
+    return known | {node.name: metrics for node, metrics in zip(finished, found, strict=True)}
 
 
 def _node_run(simulation: Simulation, node: VirtualNode, figures: Mapping[str, Metrics]) -> NodeRun:
     metrics = figures.get(node.name) or Metrics()
-    finished = node.name in figures
+    finished = node.ended == "finished"
     few = len(simulation.nodes) <= _INTERVALS_NODES_MAX
     intervals = {}
     for figure in _FIGURES if finished and few else ():

@@ -155,7 +155,7 @@ def show(run: Run) -> None:
     table.add_column("node")
     for column in ("rows", "round", "accuracy", "alone", "own rows", "loss", "MB"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("ended")
+    table.add_column("ended", min_width=8)
     table.add_column("missed")
     nodes = list(run.nodes)
     if len(nodes) > _NODES_SHOWN:
@@ -186,8 +186,8 @@ def show(run: Run) -> None:
 
 def _summary(run: Run) -> Iterator[str]:
     if run.consensus_distance is not None:
-        relative = run.consensus_relative or 0.0
-        yield f"consensus distance {run.consensus_distance:.4g}, {relative:.2%} of the model's norm"
+        relative = 100 * (run.consensus_relative or 0.0)
+        yield f"consensus distance {run.consensus_distance:.4g}, {relative:.2g} % of the norm"
     if run.baselines and run.baselines.pooled and run.baselines.pooled.accuracy is not None:
         yield f"one model on all rows: accuracy {run.baselines.pooled.accuracy:.4f}"
     if run.absent:

@@ -9,6 +9,7 @@ from collections import defaultdict
 
 import pytest
 import torch
+from msgspec import structs
 from sims import failed, quadratic
 
 from node.types import events as ev
@@ -162,6 +163,18 @@ def test_link_faults_change_the_links() -> None:
     assert slow.virtual_s > 2 * fast.virtual_s
 
 
+def test_a_node_whose_model_explodes_stops_and_says_why() -> None:
+    scenario = quadratic()
+    learning = structs.replace(scenario.settings.learning, learning_rate=1e6, optimizer="sgd")
+    settings = structs.replace(scenario.settings, learning=learning)
+    run = simulate(structs.replace(scenario, settings=settings))
+    assert {node.ended.split(":")[0] for node in run.nodes} == {"failed"}
+    assert all("not finite" in node.ended for node in run.nodes)
+    assert [check.name for check in failed(run)] == ["every node that could finish did"]
+    assert run.absent == ("n0", "n1", "n2", "n3", "n4")
+    assert run.consensus_distance is None
+
+
 def test_an_event_that_never_happens_fails_the_run() -> None:
     # n4's rounds are counted, and n4 is down
     text = (
@@ -196,8 +209,6 @@ def test_nothing_leaves_before_what_it_rests_on_is_durable() -> None:
 
 
 def load_with(scenario, **compute: float):
-    from msgspec import structs
-
     settings = scenario.settings
     changed = structs.replace(settings, compute=structs.replace(settings.compute, **compute))
     return structs.replace(scenario, settings=changed)
