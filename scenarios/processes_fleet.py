@@ -16,7 +16,7 @@ from scenarios.faults import Crash, Fault, Heal, Partition, Restart, Slow, conce
 from scenarios.founding import Founded
 from scenarios.nursery import Child, Nursery
 from scenarios.prepare import Founded as Prepared
-from scenarios.processes_result import Happened, Life, NodeLog
+from scenarios.processes_log import Happened, Life, NodeLog
 from scenarios.settings import Scenario, derive, node_seed
 from scenarios.weather import Plan, change_of, write_change
 
