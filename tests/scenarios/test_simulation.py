@@ -186,6 +186,21 @@ def test_an_event_that_never_happens_fails_the_run() -> None:
     assert any("never happened" in note for note in run.notes)
 
 
+def test_large_models_travel_in_chunks_over_a_bandwidth() -> None:
+    scenario = quadratic(rounds=2, mixing=1)
+    settings = structs.replace(
+        scenario.settings,
+        task=structs.replace(scenario.settings.task, dimension=300_000),  # 1.2 MB: three chunks
+        network=structs.replace(scenario.settings.network, bandwidth_mbps=100.0, loss=0.0),
+    )
+    run = simulate(structs.replace(scenario, settings=settings))
+    assert run.ok, failed(run)
+    genuine = next(check for check in run.checks if check.name.startswith("only what its owner"))
+    assert genuine.value == "30 looked at", "3 rounds, 5 nodes, 2 neighbours each"
+    # two copies leave and two arrive at 12.5 MB/s: some 0.2 s, where the latency is 0.02
+    assert min(row.waited_s for row in run.rows) > 0.15
+
+
 def test_nothing_leaves_before_what_it_rests_on_is_durable() -> None:
     scenario = quadratic()
     slow_disk = load_with(scenario, persist_ms=30.0)
