@@ -79,6 +79,18 @@ def test_a_failed_save_is_told_once_and_nothing_later_is_persisted(bench):
     assert len(bench.told) == 2
 
 
+def test_what_was_queued_before_the_failure_was_known_is_refused_too(bench):
+    def fail():
+        bench.writer.submit(1, published(1))  # lands behind the group in hand
+        raise StorageError("full")
+
+    bench.writer.run(fail)
+    with pytest.raises(StorageError, match="full"):
+        bench.writer.close()
+    assert [str(one) for one in bench.told] == ["full"]
+    assert bench.journal.recover().version == 0
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("a bug")])
 def test_whatever_goes_wrong_on_the_thread_is_told(bench, error):
     def fail():

@@ -9,6 +9,7 @@ from links_bench import IDS, Bench, play
 
 from node.errors import LocalProtocolError
 from node.transport.memory import MemoryLink
+from node.transport.tcp import Limits
 from node.types.messages import CHUNK_BYTES, FRAME_BYTES_MAX
 
 KiB = 1024
@@ -221,7 +222,8 @@ def test_drained_waits_while_the_peer_does_not_read(kind):
 
 def test_drained_ends_when_the_link_does(kind):
     async def scene(bench: Bench):
-        *_, at_a, at_b = await bench.pair()
+        patient = {"limits": Limits(closing_s=600)} if kind == "tcp" else {}
+        *_, at_a, at_b = await bench.pair(**patient)
         bench.stall(at_b)
         while at_a.outbox_bytes < 4 * CHUNK_BYTES:
             at_a.send_chunk(b"p", bytes(CHUNK_BYTES))
