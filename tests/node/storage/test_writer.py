@@ -80,11 +80,15 @@ def test_a_failed_save_is_told_once_and_nothing_later_is_persisted(bench):
 
 
 def test_what_was_queued_before_the_failure_was_known_is_refused_too(bench):
+    submitted = threading.Event()
+
     def fail():
         bench.writer.submit(1, published(1))  # lands behind the group in hand
+        submitted.set()
         raise StorageError("full")
 
     bench.writer.run(fail)
+    submitted.wait()
     with pytest.raises(StorageError, match="full"):
         bench.writer.close()
     assert [str(one) for one in bench.told] == ["full"]

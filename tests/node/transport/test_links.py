@@ -222,7 +222,7 @@ def test_drained_waits_while_the_peer_does_not_read(kind):
 
 def test_drained_ends_when_the_link_does(kind):
     async def scene(bench: Bench):
-        patient = {"limits": Limits(closing_s=600)} if kind == "tcp" else {}
+        patient = {"limits": Limits(closing_s=30)} if kind == "tcp" else {}
         *_, at_a, at_b = await bench.pair(**patient)
         bench.stall(at_b)
         while at_a.outbox_bytes < 4 * CHUNK_BYTES:
