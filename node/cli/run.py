@@ -15,13 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from node.errors import ConfigError, StorageError
-from node.strict import nearest
 
 if TYPE_CHECKING:
     from scenarios.record import Run
-    from scenarios.settings import Scenario
 
-ENGINES: Final = ("simulation", "processes")
 _NODES_SHOWN: Final = 40  # of more, the worst ones
 
 Progress = Callable[[float, float], None]
@@ -44,49 +41,20 @@ def run(
 
     Example: grapevine run wan-partition --report partition.html
     """
-    if on not in ENGINES:
-        raise ConfigError(f"--on: unknown engine '{on}'{nearest(on, ENGINES)}")
-    for path in (json_file, report):
-        _check_writable(path)
+    from scenarios import engines
     from scenarios.settings import load_scenario
 
+    engines.check_engine(on)
+    for path in (json_file, report):
+        _check_writable(path)
     loaded = load_scenario(scenario).with_seed(seed)
     with _progress(loaded.name, quiet=str(json_file) == "-") as on_progress:
-        found = _engine(on)(loaded, on_progress, baselines)
+        found = engines.run(loaded, on=on, baselines=baselines, on_progress=on_progress)
     _write(found, json_file, report)
     if str(json_file) != "-":
         show(found)
     if not found.ok:
         raise typer.Exit(1)
-
-
-def _engine(on: str) -> Callable[[Scenario, Progress, bool], Run]:
-    if on == "simulation":
-        from scenarios.simulation import simulate
-
-        return lambda scenario, progress, baselines: simulate(
-            scenario, on_progress=progress, baselines=baselines
-        )
-    from scenarios.processes import run_processes
-
-    return lambda scenario, progress, baselines: run_processes(
-        scenario, on_progress=_share_of(scenario, progress), baselines=baselines
-    )
-
-
-def _share_of(scenario: Scenario, progress: Progress) -> Callable[[dict[str, Any]], None]:
-    """Turns the nodes' events into the share that is done: their mean round over the last one."""
-    learning = scenario.settings.learning
-    last = learning.rounds + (learning.final_mixing or 0)
-    rounds = dict.fromkeys(scenario.graph.nodes, 0)
-
-    def take(event: dict[str, Any]) -> None:
-        if event.get("event") == "round" and event.get("node") in rounds:
-            rounds[event["node"]] = event["round"]
-            share = sum(rounds.values()) / len(rounds) / last
-            progress(float(event.get("at", 0.0)), min(1.0, share))
-
-    return take
 
 
 def _check_writable(path: Path | None) -> None:
