@@ -9,7 +9,10 @@ from crypto.identity import NodeId
 from node.protocol.context import Context
 from node.protocol.heads import HeadBook
 from node.protocol.links import Links
+from node.protocol.phases import Phase, Step
 from node.protocol.reception import Reception
+from node.protocol.standing import Standing
+from node.types.events import Jumped, Rebase, Rebased
 
 KEYFRAMES_MIN: Final = 3  # a median of three bears one liar
 JUMP_EVERY: Final = 3  # at most one jump in as many rounds
@@ -35,12 +38,87 @@ class CatchUp:
     """Keyframes of at least three members, gathered from neighbours and through them."""
 
     def __init__(
-        self, context: Context, links: Links, heads: HeadBook, reception: Reception
+        self,
+        context: Context,
+        *,
+        standing: Standing,
+        links: Links,
+        heads: HeadBook,
+        reception: Reception,
+        jumped_at: int,
     ) -> None:
         self._context = context
+        self._standing = standing
         self._links = links
         self._heads = heads
         self._reception = reception
+        self.jumped_at = jumped_at  # the round of the last jump
+        self.rebasing = False  # the learner is making a new start model
+
+    def fell_behind(self) -> bool:
+        """Skip rounds that the others have done; True if a new start model is being gathered."""
+        standing, policy = self._standing, self._context.policy
+        starting = standing.phase is Phase.STARTING
+        gap = self._gap()
+        new = standing.round == 0 and gap > 0
+        if gap <= 0 or (not starting and standing.round - self.jumped_at < JUMP_EVERY):
+            return False
+        if gap > policy.max_staleness or new:
+            standing.step(Step.BEHIND)
+            standing.timer = self._context.now + policy.deadline_max_s
+            return True
+        self._jump(standing.round + gap, "own model")
+        return False
+
+    def settled(self) -> bool:
+        """While catching up: gather, and start again from what there is.
+
+        True where the own model is kept after all, so that the next round may begin at once.
+        """
+        if self.rebasing:
+            return False
+        self.gather(self._standing.round + 1)
+        if self._reception.applying:
+            return False
+        if not self._standing.expired() and not self._enough():
+            return False
+        return not self._rebase()
+
+    def _rebase(self) -> bool:
+        """Ask for a new start model; False where there is no reason to drop the own one."""
+        standing = self._standing
+        standing.timer = None
+        gap = self._gap()
+        if standing.round and gap <= self._context.policy.max_staleness:
+            # those who were ahead are out of reach
+            self._reception.forget_borrowed()
+            if gap > 0:
+                self._jump(standing.round + gap, "own model")
+            return False
+        own = standing.round + 1
+        members = self.keyframes(own) if self._enough() else ()
+        self._context.emit(Rebase(self.frontier(own) - 1, members))
+        self.rebasing = True
+        return True
+
+    def rebased(self, event: Rebased) -> None:
+        """The new start model is made: go on from the round before the others'."""
+        self._standing.expect(Phase.CATCHING_UP, event)
+        self.rebasing = False
+        self._reception.forget_borrowed()
+        self._jump(event.round, event.start)
+
+    def _jump(self, to: int, start: str) -> None:
+        standing = self._standing
+        self._context.note(Jumped(standing.round, to, start))
+        standing.round = standing.current = self.jumped_at = to
+
+    def _gap(self) -> int:
+        own = self._standing.round + 1
+        return self.frontier(own) - own
+
+    def _enough(self) -> bool:
+        return len(self.keyframes(self._standing.round + 1)) >= KEYFRAMES_MIN
 
     def frontier(self, own: int) -> int:
         """See the function: with what this node has been shown so far."""

@@ -106,7 +106,7 @@ class Inbox:
     def _offer(self, peer: Peer, offer: Offer, frame: bytes | memoryview) -> None:
         self._pay(peer)
         self._core.reception.offer(peer, frame, offer)
-        self._core.account(self._core.heads.check(offer.signed))
+        self._core.rounds.account(self._core.heads.check(offer.signed))
 
     def _want(self, peer: Peer, want: Want) -> None:
         core = self._core
@@ -129,7 +129,7 @@ class Inbox:
             raise OutOfBounds(f"has version {have.version}, we are at {publisher.version}")
         if have.ok:
             peer.have_version = max(peer.have_version, have.version)
-            self._core.observe(peer)
+            self._core.rounds.observe(peer)
         else:
             peer.refused_version, peer.refused_why = have.version, printable(have.why)
 
@@ -167,7 +167,7 @@ class Inbox:
             except RemoteProtocolError as error:
                 core.context.reject(peer.id, error)
                 continue
-            core.account(head)
+            core.rounds.account(head)
             if before is None or head.order > before.order:
                 fresh.append(signed)
         core.forward(fresh, peer)

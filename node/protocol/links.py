@@ -10,8 +10,9 @@ from node.protocol.context import Context
 from node.protocol.frames import encode
 from node.protocol.peers import DIAL_MAX_S, DIAL_SECOND_S, PING_S, SILENT_S, Peer
 from node.protocol.publisher import Publisher
+from node.protocol.standing import Standing
 from node.types.events import Dial, Hangup, Send, Unlinked
-from node.types.messages import Bye, Hello, Ping, SignedHeader
+from node.types.messages import Bye, Heads, Hello, Ping, SignedHeader
 
 _PING = encode(Ping())
 
@@ -69,6 +70,15 @@ class Links:
         )
         self.send(peer, encode(hello), after=publisher.durable_after)
 
+    def announce(self, publisher: Publisher, standing: Standing) -> None:
+        """Sign where we stand and tell the neighbours."""
+        head = publisher.presence(
+            round_=standing.round, mixed_round=standing.mixed_round, counted=standing.counted
+        )
+        frame = encode(Heads((head,)))
+        for peer in self.linked():
+            self.send(peer, frame, after=publisher.durable_after)
+
     def agree(self, hello: Hello) -> None:
         """Raises Mismatch, naming both digests, unless both ends run the same training."""
         pins, roster = self._context.pins, self._context.roster
@@ -90,6 +100,10 @@ class Links:
         self.send(peer, encode(Bye(why[:200])))
         self.hangup(peer, why)
         peer.dial_at = self._context.now + DIAL_MAX_S
+
+    def bye(self, why: str) -> None:
+        """Tell every linked neighbour that we leave on purpose."""
+        self.broadcast(encode(Bye(why)))
 
     def hangup(self, peer: Peer, why: str) -> None:
         self._context.emit(Hangup(peer.id, why))

@@ -55,7 +55,7 @@ class Watch:
                 assert not node.core.reception.applying
             case ev.Apply():
                 assert node.core.phase is not Phase.MIXING
-                assert not node.core._rebasing
+                assert not node.core.catch_up.rebasing
 
     def version(self, node: FakeNode, inc: int, boot: bytes, version: int, model: bytes) -> None:
         if node.me not in self.liars:
