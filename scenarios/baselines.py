@@ -34,4 +34,5 @@ def _alone(name: str, found: Baseline) -> Alone:
         own_accuracy=metrics.own_accuracy,
         own_auroc=metrics.own_auroc,
         loss=metrics.loss,
+        intervals=found.intervals,
     )

@@ -110,6 +110,7 @@ class Alone(Struct, frozen=True, kw_only=True):
     own_accuracy: float | None = None
     own_auroc: float | None = None
     loss: float | None = None
+    intervals: dict[str, tuple[float, float]] = {}  # 95 %, by figure, as in NodeRun
 
 
 class Baselines(Struct, frozen=True, kw_only=True):

@@ -113,8 +113,9 @@ def _node_row(node: NodeRun, alone: Alone | None, figures: Sequence[tuple[str, s
     cells = [f"<td class=l>{text(node.name)}</td><td>{node.samples:,}</td>"]
     for key, _ in figures:
         show = number if key == "loss" else pct
-        before = show(getattr(alone, key)) if alone else "–"
-        cells.append(f"<td>{before}</td><td>{show(getattr(node, key))}{_interval(node, key)}</td>")
+        for of in (alone, node):
+            found = show(getattr(of, key)) + _interval(of, key) if of else "–"
+            cells.append(f"<td>{found}</td>")
     good = "ok" if node.ended == "finished" else "no"
     cells.append(
         f"<td>{node.rounds}</td>"
@@ -131,7 +132,7 @@ def _pooled_row(run: Run, figures: Sequence[tuple[str, str]]) -> list[str]:
     cells = []
     for key, _ in figures:
         show = number if key == "loss" else pct
-        cells.append(f"<td></td><td>{show(getattr(pooled, key))}</td>")
+        cells.append(f"<td></td><td>{show(getattr(pooled, key))}{_interval(pooled, key)}</td>")
     rows = sum(node.samples for node in run.nodes)
     return [
         f"<tr class=sum><td class=l>pooled: one model, all rows</td><td>{rows:,}</td>"
@@ -139,8 +140,8 @@ def _pooled_row(run: Run, figures: Sequence[tuple[str, str]]) -> list[str]:
     ]
 
 
-def _interval(node: NodeRun, key: str) -> str:
-    found = node.intervals.get(key)
+def _interval(of: NodeRun | Alone, key: str) -> str:
+    found = of.intervals.get(key)
     return "" if found is None else f"<small>{100 * found[0]:.1f} – {100 * found[1]:.1f}</small>"
 
 

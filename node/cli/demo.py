@@ -14,7 +14,7 @@ from node.errors import ConfigError, StorageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from scenarios.record import Run
+    from scenarios.record import Alone, NodeRun, Run
     from scenarios.settings import Scenario
 
 SCENARIO: Final = "hospitals"
@@ -269,17 +269,17 @@ def _table(run: Run, title: str, *, own: bool) -> Any:
     return table
 
 
-def figure_text(of: Any, key: str, rows: int) -> str:
+def figure_text(of: NodeRun | Alone, key: str, rows: int) -> str:
     """A share in percent, with its 95 % interval below where there is one.
 
-    of: a NodeRun or Alone; rows: how many it was tested on, enough for an accuracy's interval.
+    rows: how many it was tested on, enough for an accuracy's interval.
     """
     from node.learning.metrics import wilson
 
     value = getattr(of, key)
     if value is None:
         return "–"
-    interval = getattr(of, "intervals", {}).get(key)
+    interval = of.intervals.get(key)
     if interval is None and rows and key.endswith("accuracy"):
         interval = wilson(round(value * rows), rows)
     text = f"{100 * value:.1f} %"
