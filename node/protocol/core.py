@@ -115,22 +115,7 @@ class Core:
         self.inbox = Inbox(self)
         self._resumed = resumed
         self._restore_peers(state)
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            Start: self._on_start,
-            LinkUp: self._on_link_up,
-            LinkDown: self._on_link_down,
-            DialFailed: self._on_dial_failed,
-            Frame: self._on_frame,
-            Wake: self._on_wake,
-            Trained: self.rounds.trained,
-            Encoded: self.rounds.encoded,
-            Applied: self._on_applied,
-            Mixed: self._on_mixed,
-            Rebased: self._on_rebased,
-            Finalised: self._on_finalised,
-            Persisted: self.ending.persisted,
-            Stop: self.ending.stop,
-        }
+        self._handlers = self._table()
 
     # ── what others may know of it ──
 
@@ -173,6 +158,25 @@ class Core:
             self._handlers[type(event)](event)
             self._settle()
         return tuple(self.context.effects)
+
+    def _table(self) -> dict[type, Callable[[Any], None]]:
+        """Who answers for which event."""
+        return {
+            Start: self._on_start,
+            LinkUp: self._on_link_up,
+            LinkDown: self._on_link_down,
+            DialFailed: self._on_dial_failed,
+            Frame: self._on_frame,
+            Wake: self._on_wake,
+            Trained: self.rounds.trained,
+            Encoded: self.rounds.encoded,
+            Applied: self._on_applied,
+            Mixed: self._on_mixed,
+            Rebased: self._on_rebased,
+            Finalised: self._on_finalised,
+            Persisted: self.ending.persisted,
+            Stop: self.ending.stop,
+        }
 
     def next_wake(self) -> float | None:
         """When Wake must be handed in at the latest."""
@@ -227,7 +231,7 @@ class Core:
         self.links.start()
         self.links.wake()
         self.standing.timer = self.start_gate.deadline(event.wall_ms)
-        if self._resumed and not self.standing.finished:
+        if self._resumed:  # finished or not: a neighbour may need the last version
             self.rounds.republish()
 
     def _on_link_up(self, event: LinkUp) -> None:
