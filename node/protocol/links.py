@@ -121,7 +121,7 @@ class Links:
         for peer in self.peers.values():
             if not peer.up:
                 if not peer.dialling and peer.dial_at is not None and peer.dial_at <= now:
-                    peer.dialling = True
+                    peer.dialling, peer.dialled_at = True, now
                     self._context.emit(Dial(peer.id))
             elif peer.heard_at + SILENT_S <= now:
                 self.hangup(peer, f"silent for {SILENT_S:g} s")

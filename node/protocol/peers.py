@@ -46,6 +46,7 @@ class Peer:
     heard_at: float = 0.0
     sent_at: float = 0.0
     dialling: bool = False
+    dialled_at: float = 0.0
     dial_at: float | None = None
     dial_tries: int = 0
     down_why: str = "never linked"
@@ -84,12 +85,16 @@ class Peer:
         self.retry(now, jitter)
 
     def retry(self, now: float, jitter: float) -> None:
-        """Dial again after a capped, jittered backoff (full jitter over the upper half)."""
+        """Dial again after a capped, jittered backoff (full jitter over the upper half).
+
+        It runs from the beginning of a dial that failed: one that took its time has waited.
+        """
+        since = self.dialled_at if self.dialling else now
         self.dialling = False
         cap = DIAL_SOON_S if self.dial_tries < DIAL_SOON_TRIES else DIAL_MAX_S
         delay = min(DIAL_FIRST_S * 2 ** min(self.dial_tries, 8), cap)
         self.dial_tries += 1
-        self.dial_at = now + delay * (0.5 + 0.5 * jitter)
+        self.dial_at = max(now, since + delay * (0.5 + 0.5 * jitter))
 
     def pay(self, now: float) -> bool:
         """Take one token of the link's rate; False when it has none left."""
