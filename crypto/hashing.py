@@ -12,7 +12,6 @@ from typing import Final
 from blake3 import blake3
 
 LEAF: Final = 65536  # bytes; the wire's LEAF_BYTES
-DIGEST_BYTES: Final = 32
 
 # BLAKE3's key derivation mode separates a root from the digest of a leaf with the same bytes.
 _ROOT_CONTEXT: Final = "grapevine/1 payload root"

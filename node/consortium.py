@@ -28,7 +28,7 @@ from crypto.identity import NodeId, format_id
 from crypto.keys import validate_name
 from crypto.sealed import Sealed, check_founders, unseal
 from node.errors import ConfigError
-from node.strict import from_toml, nearest
+from node.strict import from_toml
 from node.types.roster import Member, Pins, Policy, Roster
 from node.types.settings import (
     CharterSettings,
@@ -41,7 +41,6 @@ from topology.generate import build
 from topology.graph import Graph
 
 CANDIDATES: Final = 8  # models kept for keep = "agreed", evenly over the training
-SHARED_METRICS: Final = ("accuracy", "auroc", "loss", "test_samples")
 
 
 class Consortium(Struct, frozen=True, kw_only=True, eq=False):
@@ -133,10 +132,6 @@ def read_charter(body: bytes, *, source: str) -> CharterSettings:
     settings = from_toml(text, CharterSettings, source=source)
     if settings.start.after_s is not None:
         raise ConfigError(f"{source}: key 'start.after_s' is for scenarios; use start.at_latest")
-    for metric in settings.share_metrics:
-        if metric not in SHARED_METRICS:
-            hint = nearest(metric, SHARED_METRICS)
-            raise ConfigError(f"{source}: key 'share_metrics': unknown metric '{metric}'{hint}")
     return settings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -16,8 +16,6 @@ from node.learning.vector import as_bytes
 from node.storage.files import replace_durably, write_durably
 from node.types.events import CoreState
 from node.types.roster import Roster
-
-INTERVALS: Final = ("accuracy", "auroc", "own_accuracy", "own_auroc")
 
 
 def round_figures(metrics: Metrics) -> dict[str, Any]:
@@ -35,14 +33,13 @@ def final_figures(learner: Learner) -> dict[str, Any]:
     """The final model's figures with their 95 % intervals, and its digest."""
     found = learner.evaluate()
     classes = found.accuracy is not None
-    intervals = {name: learner.interval(name) for name in INTERVALS}
     return {
         **round_figures(found),
         "correct": found.correct if classes else None,
         "test_rows": found.rows,
         "own_correct": found.own_correct if found.own_accuracy is not None else None,
         "own_test_rows": found.own_rows,
-        "intervals": {name: pair for name, pair in intervals.items() if pair is not None},
+        "intervals": learner.inference.intervals(),
         "digest": tree_digest(as_bytes(learner.x.detach().cpu())).hex(),
     }
 

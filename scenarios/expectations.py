@@ -41,10 +41,6 @@ class Reconvergence(Struct, frozen=True, kw_only=True):
     peak: float
 
 
-def needs_baselines(expect: ExpectSettings) -> bool:
-    return any(getattr(expect, key) is not None for key in _NEEDS_BASELINES)
-
-
 def check_baselines(scenario: Scenario, *, baselines: bool) -> None:
     """Raises ConfigError where an expectation needs baselines and there will be none."""
     for key in _NEEDS_BASELINES:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 # Intervals of an AUROC sort the rows once a node; beyond this nobody reads them one by one.
 _INTERVALS_NODES_MAX: Final = 64
-_FIGURES: Final = ("accuracy", "auroc", "own_accuracy", "own_auroc")
 
 
 def collect(
@@ -104,11 +103,6 @@ def _node_run(simulation: Simulation, node: VirtualNode, figures: Mapping[str, M
     metrics = figures.get(node.name) or Metrics()
     finished = node.ended == "finished"
     few = len(simulation.nodes) <= _INTERVALS_NODES_MAX
-    intervals = {}
-    for figure in _FIGURES if finished and few else ():
-        interval = node.learner.interval(figure)
-        if interval is not None:
-            intervals[figure] = interval
     core = node.core
     name = simulation.founded.roster.name
     return NodeRun(
@@ -125,7 +119,7 @@ def _node_run(simulation: Simulation, node: VirtualNode, figures: Mapping[str, M
         own_auroc=metrics.own_auroc,
         own_correct=metrics.own_correct if metrics.own_rows else None,
         own_test_rows=metrics.own_rows,
-        intervals=intervals,
+        intervals=node.learner.inference.intervals() if finished and few else {},
         missed=tuple(
             Missed(name(p.id), p.missed_count, p.missed_first, p.missed_last, p.missed_why)
             for p in core.links.peers.values()

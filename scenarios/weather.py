@@ -42,11 +42,6 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     uplink_mbps: float | None
     changes: str  # path
 
-    @property
-    def shaped(self) -> bool:
-        """Whether a link is anything but the machine's own loopback from the start."""
-        return self.uplink_mbps is not None or any(s != CALM for s in self.shapes.values())
-
 
 def change_of(fault: Fault, at: float) -> Change | None:
     """How a fault that happens at ``at`` is told to nodes; None where it is done to processes."""

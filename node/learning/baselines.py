@@ -22,8 +22,6 @@ from node.types.settings import LearningSettings, TaskSettings
 
 Build = Callable[[Silo], Task]
 
-_FIGURES = ("accuracy", "auroc", "own_accuracy", "own_auroc")
-
 
 class Baseline(Struct, frozen=True):
     """A model's figures, with 95 % intervals for those of ``Learner.interval`` that exist."""
@@ -119,9 +117,7 @@ def _run(learners: list[Learner], rounds: int) -> list[Baseline]:
             learner.mix(Mix(round=round_, sources=(), training=True))
     for learner in learners:
         learner.finalise(Finalise(round=rounds))
-    found = []
-    for learner, metrics in zip(learners, evaluate_batch(learners), strict=True):
-        intervals = {figure: learner.interval(figure) for figure in _FIGURES}
-        known = {figure: interval for figure, interval in intervals.items() if interval}
-        found.append(Baseline(metrics, known))
-    return found
+    return [
+        Baseline(metrics, learner.inference.intervals())
+        for learner, metrics in zip(learners, evaluate_batch(learners), strict=True)
+    ]

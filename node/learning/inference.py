@@ -16,6 +16,7 @@ from node.learning.sampling import stream_seed
 from node.learning.task import Rows, Table, Task, take
 from node.learning.tasks import Quadratic
 
+INTERVALS: Final = ("accuracy", "auroc", "own_accuracy", "own_auroc")  # figures that may have one
 _ROWS_AT_ONCE: Final = 2048
 # These behave alike in training and evaluation and draw no random numbers.
 _PLAIN: Final = (
@@ -104,6 +105,11 @@ class Inference:
             return metrics.wilson(metrics.correct(output, labels), len(labels))
         values = metrics.scores(output)
         return None if values is None else metrics.auroc_interval(values, labels)
+
+    def intervals(self) -> dict[str, Interval]:
+        """The 95 % intervals of all figures that have one."""
+        found = {figure: self.interval(figure) for figure in INTERVALS}
+        return {figure: interval for figure, interval in found.items() if interval is not None}
 
     def validate(self, *, fallback: bool = False) -> float | None:
         """The task's metric on the validation rows, larger is better; None where undefined.

@@ -120,7 +120,6 @@ class CharterSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     learning: LearningSettings = LearningSettings()
     start: StartSettings = StartSettings()
     limits: LimitSettings = LimitSettings()
-    share_metrics: tuple[str, ...] = ()
     member: tuple[MemberDraft, ...] = ()
     pins: PinSettings | None = None
 
@@ -131,7 +130,6 @@ class NodeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     state: str
     consortium: str
     listen: str | None = None  # "host:port"; absent: dials out only
-    advertise: tuple[str, ...] = ()
     device: str = "cpu"
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
     passphrase_file: str | None = None

@@ -123,7 +123,7 @@ def test_a_card_of_one_member_under_anothers_name(site, do, refused) -> None:
         (('name = "heart"', 'name = "heart"\nstart = { members = 3 }'), "there are 2 members"),
         (('name = "heart"', 'name = "heart"\nstart = { at_latest = 2027-01-01T00:00:00 }'), "Z"),
         (('name = "heart"', 'name = "heart"\nstart = { after_s = 1.0 }'), "for scenarios"),
-        (('name = "heart"', 'name = "heart"\nshare_metrics = ["auroq"]'), "did you mean 'auroc'"),
+        (('name = "heart"', 'name = "heart"\nshare_metrics = ["auroc"]'), "unknown key"),
         (('name = "heart"', 'name = "heart"\nlimits = { samples_max = 99 }'), "1 to 99"),
         (('{ kind = "path" }', '{ kind = "path", names = ["clinic-a", "x"] }'), "'x'"),
         (("rounds = 3", "rounds = = 3"), "not valid TOML"),
