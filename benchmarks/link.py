@@ -161,14 +161,19 @@ def node(seat: Path, size: int, rounds: int) -> None:
     from node.types.settings import LearningSettings, NodeSettings
 
     class Wide(nn.Module):
-        """As many parameters as asked for, and a loss that looks at a few of them."""
+        """As many parameters as asked for, and a loss that looks at a few of them.
+
+        They are parameters of their own: autograd would make a slice's gradient as large as the
+        whole, and that is no memory of the node's.
+        """
 
         def __init__(self) -> None:
             super().__init__()
-            self.weights = nn.Parameter(torch.zeros(size // 4))
+            self.seen = nn.Parameter(torch.zeros(1000))
+            self.rest = nn.Parameter(torch.zeros(size // 4 - 1000))
 
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
-            return (rows - self.weights[:1000]).square().sum(1)
+            return (rows - self.seen).square().sum(1)
 
     torch.set_num_threads(1)
     base_kb = resident_kb("VmRSS")

@@ -22,6 +22,7 @@ from crypto.identity import NodeId
 from node.learning.vector import as_bytes
 from node.protocol.frames import chunk_prefix, encode
 from node.runtime_links import Links, Wrap, tcp_links
+from node.runtime_memory import ReplicaMemory
 from node.runtime_parts import Parts, assemble, wall_ms
 from node.runtime_result import final_figures, write_model, write_result
 from node.runtime_teller import Teller
@@ -77,6 +78,7 @@ class NodeRuntime:
         self._parked: Callable[[], object] | None = None  # learning that waits for the disk
         self._held: dict[NodeId, deque[tuple[int | None, bytes]]] = {}
         self._wanted: dict[NodeId, deque[tuple[bytes, int]]] = {}
+        self._memory = ReplicaMemory(parts.spool, parts.learner.payload_bytes)
         self._own_root: bytes | None = None  # of the public model, while it may be read
         self._quit = threading.Event()
         self._signals = 0
@@ -126,6 +128,7 @@ class NodeRuntime:
             if handle_signals:
                 self._catch_signals()
             self._teller.ready()
+            self._memory.stock(self._check)
             self.feed(ev.Start(wall_ms()))
             ended = await self._ended
             return await self._finish(ended)
@@ -310,10 +313,19 @@ class NodeRuntime:
 
     def _apply(self, effect: ev.Apply) -> None:
         payload = self.parts.spool.take(effect.member, effect.root)
-        self._check.run(lambda: self._learner.apply(effect, payload), self.feed)
+
+        def done(applied: ev.Applied) -> None:
+            self._memory.applied(effect.member, payload, ok=applied.ok)
+            self.feed(applied)
+            self._memory.stock(self._check)
+
+        self._check.run(lambda: self._learner.apply(effect, payload), done)
 
     def _forget(self, effect: ev.Forget) -> None:
-        self._check.run(lambda: self._learner.replicas.pop(effect.member, None))
+        self._check.run(
+            lambda: self._learner.replicas.pop(effect.member, None),
+            lambda _: self._memory.forgotten(effect.member),
+        )
 
     def _finalise(self, effect: ev.Finalise) -> None:
         def job() -> ev.Finalised:

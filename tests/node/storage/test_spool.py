@@ -37,8 +37,59 @@ def test_memory_is_bounded_over_all_payloads(tmp_path):
         spool.store(A, bytes([n]) * 32, 0, 40, b"x")
     assert spool.in_memory_bytes == 80
     views = [spool.take(A, bytes([n]) * 32) for n in range(4)]
-    assert [type(view.obj) for view in views] == [bytearray, bytearray, mmap.mmap, mmap.mmap]
+    assert [isinstance(view.obj, mmap.mmap) for view in views] == [False, False, True, True]
     assert list(tmp_path.iterdir()) == [], "files have no name"
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_replaced_replica_s_memory_holds_the_next_payload(tmp_path, prepared):
+    spool = Spool(tmp_path, memory_bytes=100)
+    if prepared:
+        made = spool.prepare(90)
+        assert made is not None
+        first = made
+    else:
+        spool.store(A, ROOT, 0, 90, b"x" * 90)
+        first = spool.take(A, ROOT)
+    memory = first.obj
+    assert not spool.has_spare(90)
+    spool.recycle(first)
+    assert spool.has_spare(90)
+    assert not spool.has_spare(80)
+    spool.store(A, ROOT, 0, 90, b"y" * 90)
+    spool.store(B, ROOT, 0, 90, b"z" * 90)  # there is one spare, not two
+    assert bytes(spool.take(B, ROOT)) == b"z" * 90
+    again = spool.take(A, ROOT)
+    assert again.obj is memory
+    assert bytes(again) == b"y" * 90
+    assert spool.in_memory_bytes == 0
+
+
+def test_one_payload_s_memory_is_kept_and_no_file(tmp_path):
+    spool = Spool(tmp_path, memory_bytes=0)
+    for size in (10, 20):
+        made = spool.prepare(size)
+        assert made is not None
+        spool.recycle(made)
+    assert not spool.has_spare(10)
+    spool.store(A, ROOT, 0, 30, b"x")
+    spool.recycle(spool.take(A, ROOT))
+    assert not spool.has_spare(30), "the kernel would write a file's pages out again and again"
+    assert spool.has_spare(20)
+    spool.close()
+    assert not spool.has_spare(20)
+
+
+def test_a_machine_that_grants_no_memory_gets_by_with_a_file(tmp_path, monkeypatch):
+    def refused(*args, **kwargs):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    spool = Spool(tmp_path, memory_bytes=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(mmap, "mmap", refused)
+        assert spool.prepare(10) is None
+    spool.store(A, ROOT, 0, 1, b"x")
+    assert bytes(spool.take(A, ROOT)) == b"x"
 
 
 def test_equal_payloads_of_two_members_are_two(tmp_path):
