@@ -213,6 +213,11 @@ def policy(
             f"{source}: key 'learning.deadline_min_s': found {learning.deadline_min_s}, more than "
             f"deadline_max_s = {learning.deadline_max_s}"
         )
+    if learning.local_steps is not None and learning.local_epochs is not None:
+        raise ConfigError(
+            f"{source}: keys 'learning.local_steps' and 'learning.local_epochs' both say how long "
+            "a node trains in a round; keep one"
+        )
     mixing = learning.final_mixing
     return Policy(
         rounds=learning.rounds,
@@ -273,6 +278,11 @@ def _check_start(start: StartSettings, members: int, source: str) -> None:
         raise ConfigError(
             f"{source}: key 'start.at_least': found {start.at_least}, more than "
             f"start.members = {start.members}"
+        )
+    if start.at_least is not None and start.at_latest is None and start.after_s is None:
+        raise ConfigError(
+            f"{source}: key 'start.at_least': counts once 'start.at_latest' is past, and there is "
+            "none"
         )
     if start.at_latest is not None and start.at_latest.tzinfo is None:
         raise ConfigError(

@@ -40,7 +40,7 @@ HeaderBytes = Annotated[bytes, Meta(max_length=40 * KiB)]
 
 KEYFRAME = 0
 DELTA = 1
-PRESENCE = 2  # version 0: "I am here, in this training"; no payload
+PRESENCE = 2  # "I am here, in this training", or "I have finished"; no payload
 
 
 class Header(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

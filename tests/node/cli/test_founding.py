@@ -122,6 +122,8 @@ def test_a_card_of_one_member_under_anothers_name(site, do, refused) -> None:
         (("rounds = 3", "rounds = 3\ndeadline_min_s = 60.0"), "deadline_min_s"),
         (('name = "heart"', 'name = "heart"\nstart = { members = 3 }'), "there are 2 members"),
         (('name = "heart"', 'name = "heart"\nstart = { at_latest = 2027-01-01T00:00:00 }'), "Z"),
+        (('name = "heart"', 'name = "heart"\nstart = { at_least = 2 }'), "there is none"),
+        (("rounds = 3", "rounds = 3\nlocal_steps = 2\nlocal_epochs = 2"), "keep one"),
         (('name = "heart"', 'name = "heart"\nstart = { after_s = 1.0 }'), "for scenarios"),
         (('name = "heart"', 'name = "heart"\nshare_metrics = ["auroc"]'), "unknown key"),
         (('name = "heart"', 'name = "heart"\nlimits = { samples_max = 99 }'), "1 to 99"),
