@@ -271,6 +271,22 @@ def test_a_thousand_half_open_transfers_leave_one() -> None:
     assert [n.member for n in lone.all(ev.Received)] == [lone.ids[2]]
 
 
+def test_a_newer_version_inside_its_offer_ends_the_transfer_of_an_older_one() -> None:
+    lone = Lone(hold=(ev.Train, ev.Apply))
+    lone.link(1, 2, 3)
+    old, new = lone.offer(1, 1), lone.offer(1, 2)
+    lone.frame(1, msgspec.structs.replace(old, payload=None))
+    (want,) = lone.sent(Want, 1)
+    effects = lone.frame(1, new)
+    assert lone.all(ev.DropPayload, effects) == [ev.DropPayload(lone.ids[1], want.root)]
+    # its last chunk comes all the same: the older version must not take the newer one's place
+    assert old.payload is not None
+    lone.frame(1, chunk_prefix(want.root, 0) + old.payload)
+    assert lone.rejections == {"bounds": 1}
+    assert [apply.root for apply in lone.all(ev.Apply)] == [lone.header(1, 2).root]
+    assert lone.core.reception.ready == {}
+
+
 def test_a_stream_of_versions_does_not_put_the_end_of_a_round_off() -> None:
     lone = Lone(hold=(ev.Train, ev.Apply))
     lone.link(1, 2, 3)

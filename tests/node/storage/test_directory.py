@@ -75,6 +75,20 @@ def test_a_read_only_file_system(tmp_path):
     assert said == f"state directory {tmp_path} cannot be written: Read-only file system"
 
 
+def test_a_disk_that_is_full_already(tmp_path):
+    """The lock and the folders of an earlier start are there: only a written file finds it out."""
+    script = (
+        "from pathlib import Path\nfrom node.errors import StorageError\n"
+        "from node.storage.directory import StateDirectory\n"
+        f"where = Path({str(tmp_path)!r})\nStateDirectory(where).open().close()\n"
+        "try: (where / 'ballast').write_bytes(bytes(1 << 20))\nexcept OSError: pass\n"
+        "try: StateDirectory(where).open()\n"
+        "except StorageError as error: print(error)\n"
+    )
+    said = in_own_mounts(f"mount -t tmpfs -o size=128k none {tmp_path}", script)
+    assert said == f"state directory {tmp_path} cannot be written: No space left on device"
+
+
 def test_a_file_in_its_place_is_one_line(tmp_path):
     (tmp_path / "state").write_text("x")
     with pytest.raises(StorageError, match=r"cannot be written: (File exists|Not a directory)"):
