@@ -281,8 +281,8 @@ class Core:
             heads.append(self.publisher.own_head)
         self.links.send(peer, encode(Heads(tuple(heads))), after=self.publisher.durable_after)
         self.publisher.offer_to(peer.id)
-        if self.ballots.signed:
-            self.links.send(peer, self.ending.ballots_frame())
+        for frame in self.ending.ballot_frames():
+            self.links.send(peer, frame)
         for record in self.heads.quarantined.values():
             self.links.send(peer, encode(Heads((record.one, record.other))))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from crypto.identity import NodeId
 from node.protocol.ballots import Ballots
 from node.protocol.context import Context
@@ -45,12 +47,14 @@ class Ending:
         self._links.announce(self._publisher, self._standing)
         if event.scores:
             self.ballots.cast(event.scores, self._publisher.incarnation)
-            self._links.broadcast(self.ballots_frame())
+            for frame in self.ballot_frames():
+                self._links.broadcast(frame)
 
-    def ballots_frame(self) -> bytes:
-        """The ballots known here, as far as one message takes them."""
-        known = self.ballots.signed
-        return encode(BallotsMessage(tuple(known[m] for m in sorted(known))[:HEADS_MAX]))
+    def ballot_frames(self) -> Iterator[bytes]:
+        """The ballots known here, all of them, in as many messages as they need."""
+        known = [ballot for _, ballot in sorted(self.ballots.signed.items())]
+        for start in range(0, len(known), HEADS_MAX):
+            yield encode(BallotsMessage(tuple(known[start : start + HEADS_MAX])))
 
     def served(self) -> bool:
         """In FINAL: nobody can need us any more, or ``linger`` is over."""
