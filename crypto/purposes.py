@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-HEADER: Final = (
-    "header"  # node key: a published version of a model, or presence
-)
+HEADER: Final = "header"  # node key: a published version of a model, or presence
 CARD: Final = "card"  # member key: the member's own description of itself
 CHARTER: Final = "charter"  # member key: a founder's consent to a charter
 STATEMENT: Final = "statement"  # node or member key: what a member states about itself
