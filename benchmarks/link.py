@@ -6,7 +6,7 @@ the sender to the applied replica at the receiver. Beside it, in the same run: a
 many bytes through TLS in memory buffers and a socket, which is what the link cannot beat.
 Memory is the peak of a node's resident set over that after the imports.
 
-    python benchmarks/link.py [--mb 256] [--rounds 3] [--json]
+    python benchmarks/link.py [--mb 256] [--rounds 5] [--json]
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TURN_S = 6.0  # longer than a transfer: the receiver sleeps in its turn to train
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--mb", type=int, default=256, help="model size in MB (10^6 bytes)")
-    parser.add_argument("--rounds", type=int, default=3, help="two transfers each")
+    parser.add_argument("--rounds", type=int, default=5, help="two transfers each")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     parser.add_argument("--at", help=argparse.SUPPRESS)

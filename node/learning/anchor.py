@@ -23,6 +23,7 @@ from node.learning.vector import as_bytes
 
 _SPOOL_ABOVE_BYTES: Final = 16 << 20
 _BLOCK: Final = 1 << 18  # floats: 1 MiB at a time
+_SUMMED: Final = 1 << 16  # floats whose squares are summed in float32
 
 
 class Anchor:
@@ -53,6 +54,24 @@ class Anchor:
             return distance(vector, self._vector)
         squares = (distance(vector[at], block) ** 2 for at, block in self._blocks())
         return float(sum(squares) ** 0.5)
+
+    def within(self, vector: Tensor, reach: float) -> bool:
+        """Whether ‖vector − x₀‖ ≤ reach. False for values that are not finite.
+
+        Where ‖vector‖ + ‖x₀‖ tells already, x₀ is not read. A block's sum of squares in float32 is
+        off by less than a hundredth (rounding of 2¹⁶ terms in any order: 2¹⁶ · 2⁻²⁴ of it), so
+        such a sum decides only where a hundredth more would not matter; too large for float32
+        it is infinite and decides nothing.
+        """
+        values = vector.numpy()
+        squares = 0.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            for at in range(0, len(values), _SUMMED):
+                block = values[at : at + _SUMMED]
+                squares += float(np.dot(block, block))
+        if 1.01 * squares**0.5 + self.norm <= reach:
+            return True
+        return self.distance(vector) <= reach
 
     def copy_to(self, vector: Tensor) -> None:
         """Write x₀ into ``vector``."""

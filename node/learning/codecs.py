@@ -13,13 +13,17 @@ from node.learning.vector import as_bytes, from_buffer
 from node.types.events import Payload
 from node.types.messages import INLINE_BYTES
 
+_BLOCK: Final = 1 << 17  # floats: 512 KiB, whole leaves of the digest list and half a cache
+
 
 class Codec(Protocol):
     """Turns the public model into a payload, and a payload into a replica."""
 
     name: str
 
-    def encode(self, public: Tensor, *, keyframe: bool) -> Payload: ...
+    def encode(
+        self, public: Tensor, *, keyframe: bool, source: Tensor | None = None
+    ) -> Payload: ...
     def decode(self, payload: memoryview, *, size: int, base: Tensor | None) -> Tensor: ...
 
 
@@ -31,10 +35,22 @@ class Full:
 
     name = "full"
 
-    def encode(self, public: Tensor, *, keyframe: bool) -> Payload:
-        """Digests of ``public`` (P,), and its bytes where they fit into an Offer."""
-        view = as_bytes(public)
-        leaves = leaf_digests(view)
+    def encode(self, public: Tensor, *, keyframe: bool, source: Tensor | None = None) -> Payload:
+        """Digests of ``public`` (P,), and its bytes where they fit into an Offer.
+
+        ``source`` (P,), on any device: copied into ``public`` on the way. Every block is copied,
+        checked and hashed while it is in the cache: memory is read once, not three times. Raises
+        OverflowError where a value is not finite; ``public`` is then half written.
+        """
+        view, pieces = as_bytes(public), []
+        for at in range(0, public.numel(), _BLOCK):
+            block = public[at : at + _BLOCK]
+            if source is not None:
+                block.copy_(source[at : at + _BLOCK])
+            if not finite(block):
+                raise OverflowError(f"a value from {at} on is not finite")
+            pieces.append(leaf_digests(view[4 * at : 4 * (at + _BLOCK)]))
+        leaves = b"".join(pieces)
         digest = root(leaves, view.nbytes)
         return Payload(
             root=digest,

@@ -171,15 +171,15 @@ class Learner:
         The public model's memory is reused: views that ``chunk`` gave out of an older version
         show the new one from now on, and fail their digest.
         """
-        if not effect.again:
-            self.public.copy_(self.x.detach())
-            self._same = True
-        if not finite(self.public):
+        source = None if effect.again else self.x.detach()
+        try:
+            payload = self.codec.encode(self.public, keyframe=effect.keyframe, source=source)
+        except OverflowError:
             raise ConfigError(
                 f"round {effect.round}: the own model holds values that are not finite; lower "
                 "learning.learning_rate, or see whether a neighbour sends excessive models"
-            )
-        payload = self.codec.encode(self.public, keyframe=effect.keyframe)
+            ) from None
+        self._same = self._same or not effect.again
         self._public_root = payload.root
         return Encoded(version=effect.version, payload=payload)
 
@@ -218,10 +218,9 @@ class Learner:
         if header.model != header.root or header.root != effect.root:
             raise OutOfBounds("the payload's digest is not the model's that the header names")
         vector = self.codec.decode(payload, size=self.vector.size, base=None)
-        if self._reach:
+        if self._reach and not self._anchor.within(vector, self._reach):
             away = self._anchor.distance(vector)
-            if not away <= self._reach:
-                raise OutOfBounds(f"norm bound: distance {away:.4g} from x₀, {self._reach:.4g} may")
+            raise OutOfBounds(f"norm bound: distance {away:.4g} from x₀, {self._reach:.4g} may")
         return vector
 
     # ── mixing ──────────────────────────────────────────────────────────────────────────────

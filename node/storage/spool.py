@@ -19,6 +19,7 @@ from node.errors import LocalProtocolError, StorageError
 from node.types.messages import CREDIT_NODE_BYTES, PAYLOAD_BYTES_MAX
 
 MEMORY_BYTES: Final = CREDIT_NODE_BYTES  # 64 MiB a node
+_TOUCHED_BYTES: Final = 1 << 20  # at a time
 
 
 class _Filed(mmap.mmap):
@@ -83,11 +84,14 @@ class Spool:
         """
         try:
             memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            view = memoryview(memory)
+            # the kernel touches them, without Python's lock: the loop goes on meanwhile
+            with Path("/dev/zero").open("rb", buffering=0) as zeros:
+                for at in range(0, length, _TOUCHED_BYTES):
+                    zeros.readinto(view[at : at + _TOUCHED_BYTES])
         except OSError:
             return None
-        for at in range(0, length, mmap.PAGESIZE):
-            memory[at] = 0
-        return memoryview(memory)
+        return view
 
     def recycle(self, payload: memoryview) -> None:
         """Take back what ``take`` or ``prepare`` gave; nobody may look at it any more.

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from crypto.hashing import leaf_digests, root
+from crypto.hashing import leaf_digests, root, tree_digest
 from node.errors import ConfigError, LocalProtocolError, StorageError
 from node.learning.anchor import Anchor
+from node.learning.codecs import CODECS
 from node.learning.learner import Learner
 from node.learning.sampling import batches, padded_width
 from node.learning.task import Table, Task
+from node.learning.vector import as_bytes
 from node.types.events import Apply, Choose, Encode, Finalise, Mix, Rebase, Source
 from node.types.messages import INLINE_BYTES
 from node.types.settings import LearningSettings, SplitSettings
@@ -237,6 +239,40 @@ def test_a_large_anchor_lies_in_a_file(tmp_path, spooled):
     anchor.copy_to(moved)
     assert torch.equal(moved, vector)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("scale", "reach", "near"),
+    [(0.5, 2.0, True), (0.5, 0.4, False), (1.5, 0.9, True), (1e30, 1e3, False), (1e30, 1e32, True)],
+)
+def test_nearness_is_the_exact_distance_s_whatever_the_shortcut(scale, reach, near):
+    start = torch.randn(200_000, generator=torch.Generator().manual_seed(1))
+    start /= start.norm()
+    anchor = Anchor(start)
+    assert anchor.within(start * scale, reach) is near
+    assert (anchor.distance(start * scale) <= reach) is near
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_near_nothing(value):
+    anchor = Anchor(torch.zeros(200_000))
+    moved = torch.zeros(200_000)
+    moved[150_000] = value
+    assert not anchor.within(moved, 1e30)
+
+
+@pytest.mark.parametrize("size", [1, 16_384, 131_072, 300_001])
+def test_a_payload_s_digests_are_those_of_the_whole_whatever_the_blocks(size):
+    source = torch.randn(size, generator=torch.Generator().manual_seed(2))
+    public = torch.zeros(size)
+    payload = CODECS["full"].encode(public, keyframe=True, source=source)
+    assert torch.equal(public, source)
+    assert payload.leaves == leaf_digests(as_bytes(source))
+    assert payload.root == tree_digest(as_bytes(source))
+    assert CODECS["full"].encode(public, keyframe=True) == payload
+    public[-1] = float("inf")
+    with pytest.raises(OverflowError):
+        CODECS["full"].encode(public, keyframe=True)
 
 
 # ── resume ──────────────────────────────────────────────────────────────────────────────────
