@@ -119,7 +119,7 @@ class NodeRuntime:
             failed=self.fail,
         )
         self._teller = Teller(
-            self.parts, self._sinks, work=self._work, traffic=self._traffic, at=self._at
+            self.parts, self._sinks, work=self._work, links=self._links, at=self._at
         )
         control = Control(directory.path, self._asked)
         try:
@@ -378,12 +378,6 @@ class NodeRuntime:
 
     def _at(self) -> float:
         return self._loop.time() - self._began
-
-    def _traffic(self) -> dict[str, int]:
-        return {
-            "sent_bytes": self._links.sent_bytes,
-            "received_bytes": self._links.received_bytes,
-        }
 
     def _asked(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer the control socket."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from crypto.certificate import private_key_pem
@@ -31,6 +31,10 @@ class Links(Protocol):
     def sent_bytes(self) -> int: ...
     @property
     def received_bytes(self) -> int: ...
+    @property
+    def refused(self) -> Mapping[str, int]: ...
+    @property
+    def broken_off(self) -> Mapping[str, int]: ...
     async def start(self, owner: Owner) -> None: ...
     async def close(self) -> None: ...
     def dial(self, peer: NodeId) -> None: ...
@@ -57,6 +61,16 @@ class TransportLinks:
     @property
     def received_bytes(self) -> int:
         return self._transport.stats.received.total()
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Connections that became no link, by reason: strangers, scanners, floods."""
+        return self._transport.stats.refused
+
+    @property
+    def broken_off(self) -> Mapping[str, int]:
+        """Links that were closed for what a member did below the frames, by reason."""
+        return self._transport.stats.violations
 
     async def start(self, owner: Owner) -> None:
         """Listen. Raises ConfigError where the address cannot be used."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from node.learning.metrics import Metrics
+from node.runtime_links import Links
 from node.runtime_parts import Parts
 from node.runtime_result import missed, round_figures
 from node.runtime_worker import Worker
 from node.status.progress import Reporter, Sink
 from node.types.events import Jumped, Notice, RoundDone
-
-Traffic = Callable[[], dict[str, int]]
 
 
 class Teller:
@@ -26,13 +26,13 @@ class Teller:
         sinks: Iterable[Sink],
         *,
         work: Worker,
-        traffic: Traffic,
+        links: Links,
         at: Callable[[], float],
     ) -> None:
         self._parts = parts
         self._reporter = Reporter(parts.me.name, parts.consortium.roster, sinks)
         self._work = work
-        self._traffic = traffic
+        self._links = links
         self._at = at  # seconds since the node's start
         self._figures: dict[str, Any] = {}  # of the last round measured
         self._jumps = 0
@@ -94,9 +94,22 @@ class Teller:
             "neighbours": len(parts.me.neighbours),
             "linked": [roster.name(peer.id) for peer in core.links.linked()],
             "accuracy": self._figures.get("accuracy"),
-            "rejections": dict(sorted(core.context.rejections.items())),
+            "rejections": self._rejections(),
+            "refused_connections": dict(sorted(self._links.refused.items())),
             **self._traffic(),
         }
+
+    def _traffic(self) -> dict[str, int]:
+        return {
+            "sent_bytes": self._links.sent_bytes,
+            "received_bytes": self._links.received_bytes,
+        }
+
+    def _rejections(self) -> dict[str, int]:
+        """What members sent that was not taken, by reason: frames, and links broken off."""
+        counted = Counter(self._parts.core.context.rejections)
+        counted.update(self._links.broken_off)
+        return dict(sorted(counted.items()))
 
     def result(self, ended: str, figures: dict[str, Any]) -> dict[str, Any]:
         """Everything of scenarios' NodeRun; bytes, rejections and jumps are this process's own."""
@@ -109,7 +122,7 @@ class Teller:
             **figures,
             "missed": missed(core.snapshot(), parts.consortium.roster),
             **self._traffic(),
-            "rejections": dict(sorted(core.context.rejections.items())),
+            "rejections": self._rejections(),
             "half_edges": core.half_edges,
             "late": core.late,
             "jumped": self._jumps,

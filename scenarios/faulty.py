@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from crypto.identity import NodeId
@@ -72,6 +72,14 @@ class FaultyLinks:
     @property
     def received_bytes(self) -> int:
         return self._inner.received_bytes
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        return self._inner.refused
+
+    @property
+    def broken_off(self) -> Mapping[str, int]:
+        return self._inner.broken_off
 
     # ── from the node ───────────────────────────────────────────────────────────────────────
 

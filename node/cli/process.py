@@ -152,9 +152,9 @@ def _words(answer: dict[str, Any]) -> str:
         ("linked", f"{len(answer['linked'])} of {answer['neighbours']}: {linked}"),
         ("bytes", f"{answer['sent_bytes']} sent, {answer['received_bytes']} received"),
     ]
-    if answer["rejections"]:
-        counted = ", ".join(f"{count} × {why}" for why, count in answer["rejections"].items())
-        rows.append(("refused", counted))
+    for what, key in (("refused", "rejections"), ("turned away", "refused_connections")):
+        if answer[key]:
+            rows.append((what, ", ".join(f"{n} × {why}" for why, n in answer[key].items())))
     return columns(rows)
 
 

@@ -41,9 +41,12 @@ def build_task(silo: Silo) -> Task:
     """The task named in the settings, on this member's rows.
 
     The rows are ``silo.part``, or the file that ``part`` in the node's [data] names. Raises
-    ConfigError for an unknown name, a missing part, or one of another task or shape.
+    ConfigError for an unknown name or key, a missing part, or one of another task or shape.
     """
     part = silo.part
+    for key in silo.data:
+        if key != "part":
+            raise ConfigError(f"[data] of {silo.name}: unknown key '{key}'{nearest(key, ['part'])}")
     if part is None and "part" in silo.data:
         part = load_part(Path(str(silo.data["part"])))
     task = bare_task(silo.settings, seed=silo.seed)

@@ -39,6 +39,8 @@ class End:
         self.pipe, self.me = pipe, me
         self.up: set[Any] = set()
         self.sent_bytes = self.received_bytes = 0
+        self.refused: dict[str, int] = {}
+        self.broken_off: dict[str, int] = {}
 
     async def start(self, owner: Any) -> None:
         self.owner = owner
@@ -210,6 +212,8 @@ def test_the_control_socket_answers_and_stops(tmp_path: Path) -> None:
 
     async def go() -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
         nodes = [node(site, name, pipe) for name in site.seats]
+        below: Any = nodes[0]._links
+        below.broken_off, below.refused = {"bounds": 1}, {"stranger": 2}
         begun = asyncio.Event()
         nodes[0]._sinks = (on_round(2, begun.set),)
         running = asyncio.ensure_future(together(*nodes))
@@ -227,6 +231,9 @@ def test_the_control_socket_answers_and_stops(tmp_path: Path) -> None:
     assert status["round"] >= 2
     assert stopped["name"] == "a"
     assert [r["ended"] for r in results] == ["stopped", "stopped"]
+    # what was refused below the frames is told as well
+    assert status["refused_connections"] == {"stranger": 2}
+    assert status["rejections"] == {"bounds": 1} == results[0]["rejections"]
 
 
 def test_a_disk_that_fails_stops_the_node(tmp_path: Path, monkeypatch: Any) -> None:
@@ -337,6 +344,7 @@ def test_what_does_not_fit_together_is_refused_before_a_socket_is_opened(tmp_pat
     assert "is not a member" in refusal(site, consortium=sealed)
     assert "no such file" in refusal(site, consortium="absent")
     assert "no such file" in refusal(site, data={"part": "absent.safetensors"})
+    assert "unknown key 'prat'; did you mean 'part'?" in refusal(site, data={"prat": "x"})
     part = str(site.seats["b"].part)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(Path(part).read_bytes()[:200])

@@ -4,7 +4,7 @@ import asyncio
 import selectors
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -43,6 +43,8 @@ class Inner:
 
     sent_bytes = 7
     received_bytes = 9
+    refused: ClassVar = {"stranger": 2}
+    broken_off: ClassVar = {"bounds": 1}
 
     def __init__(self) -> None:
         self.did: list[tuple[Any, ...]] = []
@@ -129,6 +131,7 @@ def test_a_calm_link_passes_frames_on_at_once(tmp_path: Path, play: Any) -> None
     play(act())
     assert bench.node.heard == [("on_up", B), ("on_frame", B, memoryview(b"three"))]
     assert (bench.transport.sent_bytes, bench.transport.received_bytes) == (7, 9)
+    assert (bench.transport.refused, bench.transport.broken_off) == ({"stranger": 2}, {"bounds": 1})
 
 
 def test_frames_are_delayed_in_order_and_copied(tmp_path: Path, play: Any) -> None:

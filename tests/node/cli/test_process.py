@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -68,6 +71,12 @@ def node_toml(site: Any, name: str, port: int) -> Path:
     return path
 
 
+def listens(toml: Path) -> int:
+    found = re.search(r":(\d+)\"", toml.read_text())
+    assert found is not None
+    return int(found[1])
+
+
 @pytest.fixture
 def pair(site: Any, do: Any) -> list[Path]:
     """NODE.toml of two founded members, on free ports; their training takes for ever."""
@@ -99,6 +108,14 @@ def test_two_processes_train_and_are_asked_stopped_killed_and_resumed(
     assert "clinic-a (process" in do("status", a).out
     # a second process on the same state directory
     assert Node(a).end()[0] == 4
+    # a scanner at the port costs nobody anything, and the operator sees that it was there
+    with socket.create_connection(("127.0.0.1", listens(a))) as scanner:
+        scanner.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while scanner.recv(4096):
+                pass
+    assert do("status", a, "--json").json["refused_connections"] == {"handshake": 1}
+    assert "turned away" in do("status", a).out
     # SIGKILL: the other goes on and says who is missing
     first.process.kill()
     first.process.wait()
@@ -158,8 +175,6 @@ class occupied:  # noqa: N801
     """Somebody else listens on this loopback port."""
 
     def __init__(self, port: int) -> None:
-        import socket
-
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", port))
         self._socket.listen()
