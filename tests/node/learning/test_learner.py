@@ -126,6 +126,15 @@ def test_a_payload_cut_within_a_float_is_refused(learners, header):
         assert not give(other, one, header, data=publish(one).inline[:-cut]).ok
 
 
+@pytest.mark.parametrize("dtype", ["<f2", "<f8", "<i8", "bool"])
+def test_a_payload_of_another_dtype_is_refused(learners, header, dtype):
+    one, other = learners("digits", 2)
+    applied = give(other, one, header, data=one.x.numpy().astype(dtype).tobytes())
+    assert not applied.ok
+    assert "bytes" in applied.why
+    assert one.me not in other.replicas
+
+
 def test_norm_bound_zero_lets_any_finite_model_in(learners, header):
     one, other = learners("digits", 2, LearningSettings(norm_bound=0))
     huge = np.full(2410, 1e30, "<f4").tobytes()
