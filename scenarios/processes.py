@@ -84,14 +84,18 @@ def clear(directory: Path) -> None:
     """Make ``directory`` an empty one of this engine.
 
     Raises ConfigError where it holds anything that this engine did not make, StorageError where
-    it cannot be written.
+    it cannot be written or a node still runs in it.
     """
+    from node.storage.directory import StateDirectory
+
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"{directory}: is a file, expected a folder")
     try:
         if directory.is_dir() and any(directory.iterdir()):
             if not (directory / MARK).is_file():
                 raise ConfigError(f"{directory}: is not empty, and not of an earlier run")
+            for state in sorted(directory.glob("*/state")):
+                StateDirectory(state).open().close()
             shutil.rmtree(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / MARK).write_text("{}\n", encoding="utf-8")

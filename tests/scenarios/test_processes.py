@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from node.errors import ConfigError
+from node.errors import ConfigError, StorageError
+from node.storage.directory import StateDirectory
 from scenarios import processes_fleet
 from scenarios.nursery import Nursery
 from scenarios.processes import MARK, clear, run_processes
@@ -213,6 +214,18 @@ def test_a_folder_of_somebody_else_is_refused(run_it: Runs, tmp_path: Path) -> N
     assert (tmp_path / "thesis.tex").exists()
     with pytest.raises(ConfigError, match="is a file"):
         clear(tmp_path / "thesis.tex")
+
+
+def test_a_folder_in_which_a_node_runs_is_refused(tmp_path: Path) -> None:
+    clear(tmp_path)
+    with StateDirectory(tmp_path / "n0" / "state") as running:
+        kept = running.path / "member.key"
+        kept.write_text("a key")
+        with pytest.raises(StorageError, match="in use by process"):
+            clear(tmp_path)
+        assert kept.exists()
+    clear(tmp_path)
+    assert not kept.exists()
 
 
 def test_slowness_without_a_pace_is_refused_not_skipped(run_it: Runs) -> None:
