@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from node.cli import explore
 from node.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
@@ -36,10 +37,21 @@ def run(
     baselines: Annotated[
         bool, typer.Option(help="Also train each node alone, and one model on all rows.")
     ] = True,
+    seeds: Annotated[
+        str | None, typer.Option(help="Many seeds: a number, from --seed or 0 on, or 0..9.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; else one a core.")
+    ] = None,
+    shrink: Annotated[
+        bool, typer.Option("--shrink", help="Cut a failing run down to the fewest faults.")
+    ] = False,
 ) -> None:
     """Run a scenario file and check what it expects.
 
     Example: grapevine run wan-partition --report partition.html
+
+    Example: grapevine run wan-partition --seeds 500 --jobs 8 --shrink
     """
     from scenarios import engines
     from scenarios.settings import load_scenario
@@ -47,7 +59,27 @@ def run(
     engines.check_engine(on)
     for path in (json_file, report):
         _check_writable(path)
-    loaded = load_scenario(scenario).with_seed(seed)
+    _check_together(on=on, seeds=seeds, jobs=jobs, shrink=shrink, report=report)
+    loaded = load_scenario(scenario)
+    if seeds is not None:
+        count = explore.check_jobs(jobs, on)
+        held = explore.explore_seeds(
+            scenario,
+            loaded,
+            seeds=seeds,
+            first=seed or 0,
+            on=on,
+            jobs=count,
+            json_file=json_file,
+            shrink=shrink,
+        )
+        if not held:
+            raise typer.Exit(1)
+        return
+    loaded = loaded.with_seed(seed)
+    if shrink:
+        explore.shrink_seed(scenario, loaded, loaded.seed)
+        raise typer.Exit(1)
     with _progress(loaded.name, quiet=str(json_file) == "-") as on_progress:
         found = engines.run(loaded, on=on, baselines=baselines, on_progress=on_progress)
     _write(found, json_file, report)
@@ -55,6 +87,18 @@ def run(
         show(found)
     if not found.ok:
         raise typer.Exit(1)
+
+
+def _check_together(
+    *, on: str, seeds: str | None, jobs: int | None, shrink: bool, report: Path | None
+) -> None:
+    """Raises ConfigError for options that mean nothing beside each other."""
+    if seeds is None and jobs is not None:
+        raise ConfigError("--jobs: there is one run; give --seeds as well")
+    if seeds is not None and report is not None:
+        raise ConfigError("--report: shows one run; give --seed instead of --seeds")
+    if shrink and on != "simulation":
+        raise ConfigError(f"--shrink: needs runs that can be repeated; not --on {on}")
 
 
 def _check_writable(path: Path | None) -> None:
