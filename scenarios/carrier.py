@@ -172,6 +172,9 @@ class Carrier:
     # ── disk, notices, the end ──
 
     def _persist(self, node: VirtualNode, effect: ev.Persist) -> None:
+        if node.disk.full:
+            self._run.kill(node, ended="failed: disk full (exit code 4)")
+            return
         state = None
         if self._keeps_disks and isinstance(effect.record, ev.Checkpoint):
             state = node.learner.state()

@@ -6,6 +6,7 @@ no node can. Each keeps a count of what it looked at and the first violation it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -74,6 +75,7 @@ class Checkers:
         self.sides = Finding("each side of a partition goes on training")
         self.meet = Finding("after a heal the sides mix with each other")
         self._cuts: list[_Cut] = []
+        self._stood_until: dict[NodeId, float] = {}
 
     # ── what the engine feeds in ──
 
@@ -81,6 +83,17 @@ class Checkers:
         """A new process: its replicas are gone."""
         for holder, owner in [key for key in self._held if key[0] == node]:
             del self._held[holder, owner]
+
+    def restored(self, node: NodeId) -> None:
+        """Its disk forgot what it had published: it may count again from where the disk stands.
+
+        Its neighbours must not: what they took stays the floor of what they take.
+        """
+        self._newest.pop(node, None)
+
+    def resumed(self, node: NodeId, at: float) -> None:
+        """Its process stood still until now: a wait that this lengthened is not the node's."""
+        self._stood_until[node] = at
 
     def notice(self, node: NodeId, notice: Notice, at: float) -> None:
         match notice:
@@ -191,8 +204,9 @@ class Checkers:
 
     def _round(self, node: NodeId, notice: RoundDone, at: float) -> None:
         limit = self._policy.deadline_max_s + _SLACK_S
+        stood = at - notice.waited_s <= self._stood_until.get(node, -math.inf)
         self.deadline.look(
-            notice.waited_s <= limit,
+            stood or notice.waited_s <= limit,
             f"{self._name(node)} waited {notice.waited_s:.3f} s in round {notice.round}",
             at,
         )

@@ -1,4 +1,4 @@
-"""The virtual network: ordered links with latency, jitter, bandwidth and loss, cut and healed.
+"""The virtual network: ordered links with latency, jitter, bandwidth, loss; cut, clogged, healed.
 
 It carries bytes and knows nothing of cores. Loss is what it is on a stream: a delay. Only a cut,
 a crash or a hangup breaks a link. Times are whole nanoseconds of virtual time.
@@ -10,6 +10,8 @@ import heapq
 import random
 from collections.abc import Callable
 from typing import Any, Final, Protocol
+
+from blake3 import blake3
 
 from scenarios.vocabulary import LinkShape
 
@@ -68,6 +70,8 @@ class _Half:
         "back",
         "edge",
         "free",
+        "held",
+        "holds",
         "jitter",
         "last",
         "latency",
@@ -76,6 +80,7 @@ class _Half:
         "shape",
         "source",
         "target",
+        "unruly",
         "up",
     )
     back: _Half
@@ -85,13 +90,21 @@ class _Half:
         self.up = False  # as ``source`` sees it
         self.last = 0  # when the newest frame arrives: a stream keeps its order
         self.free = 0  # when the link's own bandwidth is free again
+        self.holds = 0  # clogs and one-way partitions that hold what is sent
+        self.held: list[tuple[int, bytes | None, bytes, str]] = []  # edge number, frame or break
         self.reshape(shape)
+
+    @property
+    def shut(self) -> bool:
+        """Whether no new link can be made: a handshake needs both ways."""
+        return self.edge.cut or self.holds > 0 or self.back.holds > 0
 
     def reshape(self, shape: LinkShape) -> None:
         self.shape = shape
         self.latency = round(shape.latency_ms * MS)
         self.jitter = round(shape.jitter_ms * MS)
         self.loss = shape.loss
+        self.unruly = bool(shape.duplicate or shape.reorder or shape.corrupt)
         self.rate = _ns_per_byte(shape.bandwidth_mbps)
 
 
@@ -149,7 +162,7 @@ class Network:
         now = self._clock.now
         if half is None:
             self._clock.at(now, self._ends.dial_failed, node, peer, "no such address")
-        elif half.edge.cut:
+        elif half.shut:
             self._clock.at(now + DIAL_AGAIN_NS, self._dial_again, half)
         else:
             # TCP takes one round trip, TLS 1.3 another
@@ -174,8 +187,27 @@ class Network:
     def heal(self, a: int, b: int) -> None:
         self._halves[a][b].edge.cut = False
 
+    def hold(self, a: int, b: int) -> None:
+        """From now on what ``a`` sends to ``b`` is held; what is on the wire still arrives."""
+        self._halves[a][b].holds += 1
+
+    def release(self, a: int, b: int) -> None:
+        """What was held goes on in order, unless a newer link has taken the old one's place."""
+        half = self._halves[a][b]
+        half.holds -= 1
+        if half.holds:
+            return
+        held, half.held = half.held, []
+        for number, frame, digest, why in held:
+            if number != half.edge.number:
+                continue
+            if frame is None:
+                self._say_down(half, why)
+            else:
+                self._put(half, frame, digest)
+
     def _dial_again(self, half: _Half) -> None:
-        if not half.edge.cut:
+        if not half.shut:
             self._clock.at(self._clock.now + 4 * half.latency, self._dialled, half)
         elif self._alive[half.source] and not half.up:
             self._ends.dial_failed(half.source, half.target, "no answer")
@@ -184,7 +216,7 @@ class Network:
         edge, back = half.edge, half.back
         if not self._alive[half.source] or half.up or edge.pending == half.source:
             return
-        if edge.cut:
+        if half.shut:
             self._ends.dial_failed(half.source, half.target, "no answer")
             return
         if not self._alive[half.target]:
@@ -211,6 +243,9 @@ class Network:
 
     def _say_down(self, half: _Half, why: str) -> None:
         """Tell the other end behind whatever is on the wire already."""
+        if half.holds:
+            half.held.append((half.edge.number, None, b"", why))
+            return
         at = max(half.last, self._clock.now + half.latency)
         half.last = at
         self._clock.at(at, self._break_arrives, half.back, half.edge.number, why)
@@ -235,8 +270,15 @@ class Network:
         half = self._halves[node].get(peer)
         if half is None or not half.up:
             return
-        size = len(frame)
-        self.sent_bytes[node] += size
+        self.sent_bytes[node] += len(frame)
+        if half.holds:
+            half.held.append((half.edge.number, frame, digest, ""))
+        else:
+            self._put(half, frame, digest)
+
+    def _put(self, half: _Half, frame: bytes, digest: bytes) -> None:
+        """On the wire: when will the last byte be at the other end?"""
+        size, node = len(frame), half.source
         at = self._clock.now
         if self._rate:
             at = max(at, self._up_free[node]) + round(size * self._rate)
@@ -252,8 +294,28 @@ class Network:
             if self._rng.random() >= (1 - half.loss) ** packets:
                 at += max(RETRANSMIT_MIN_NS, 4 * half.latency)
         at = max(at, half.last)
+        if half.unruly:
+            self._misbehave(half, frame, digest, at)
+            return
         half.last = at
         self._clock.at(at, self._arrive, half, half.edge.number, frame, digest)
+
+    def _misbehave(self, half: _Half, frame: bytes, digest: bytes, at: int) -> None:
+        """What a stream would hide: a flipped byte, a frame overtaken, a frame twice."""
+        rng, shape = self._rng, half.shape
+        if rng.random() < shape.corrupt:
+            damaged = bytearray(frame)
+            damaged[rng.randrange(len(frame))] ^= 1 << rng.randrange(8)
+            frame = bytes(damaged)
+            digest = blake3(frame).digest()
+        if rng.random() < shape.reorder:
+            overtaken = at + max(half.latency, MS)  # ``last`` stays: later frames pass it
+            self._clock.at(overtaken, self._arrive, half, half.edge.number, frame, digest)
+        else:
+            half.last = at
+            self._clock.at(at, self._arrive, half, half.edge.number, frame, digest)
+        if rng.random() < shape.duplicate:
+            self._clock.at(half.last, self._arrive, half, half.edge.number, frame, digest)
 
     def _arrive(self, half: _Half, number: int, frame: bytes, digest: bytes) -> None:
         """The last byte reached the receiver's network, as fast as its downlink takes it."""

@@ -8,13 +8,19 @@ from msgspec import Struct, structs
 
 from node.errors import ConfigError
 from scenarios.faults import (
+    ClockSkew,
+    Clog,
     Crash,
+    DiskFull,
     Fault,
     Heal,
     Link,
     Partition,
+    Pause,
     Restart,
+    Resume,
     Slow,
+    Unclog,
     concerned,
 )
 from scenarios.network import SECOND
@@ -58,10 +64,26 @@ class Outages:
             Restart: self._restart,
             Slow: self._slow,
             Link: self._link,
+            Pause: self._pause,
+            Resume: self._resume,
+            Clog: self._clog,
+            Unclog: self._unclog,
+            ClockSkew: self._skew,
+            DiskFull: self._fill,
         }
         for fault in self._faults:
             if type(fault) not in self._carry_out:
                 raise ConfigError(f"{scenario.source}: simulation cannot inject '{fault.kind}'")
+
+    def prepare(self) -> None:
+        """Before any node starts: whose backups are kept, whose clock is off from the first."""
+        for fault in self._faults:
+            if isinstance(fault, Restart) and fault.disk == "backup":
+                for name in fault.nodes:
+                    self._node[name].disk.backups = []
+            if isinstance(fault, ClockSkew) and fault.at.seconds == 0:
+                for name in fault.nodes:
+                    self._node[name].skew_s = fault.offset_s
 
     def arm(self) -> None:
         """The run begins."""
@@ -120,8 +142,14 @@ class Outages:
         names = tuple(name for side in fault.sides for name in side)
         self._begin(fault, names, f"{len(fault.sides)} sides")
         for a, b in simulation.scenario.graph.edges:
-            if fault.cuts(a, b):
-                simulation.network.cut(self._node[a].index, self._node[b].index)
+            i, j = self._node[a].index, self._node[b].index
+            if not fault.one_way:
+                if fault.cuts(a, b):
+                    simulation.network.cut(i, j)
+            elif fault.holds(a, b):
+                simulation.network.hold(i, j)
+            elif fault.holds(b, a):
+                simulation.network.hold(j, i)
 
     def _heal(self, fault: Fault) -> None:
         simulation = self._simulation
@@ -130,8 +158,14 @@ class Outages:
         self._judge_sides()
         self._partition = None
         for a, b in simulation.scenario.graph.edges:
-            if cut.cuts(a, b):
-                simulation.network.heal(self._node[a].index, self._node[b].index)
+            i, j = self._node[a].index, self._node[b].index
+            if not cut.one_way:
+                if cut.cuts(a, b):
+                    simulation.network.heal(i, j)
+            elif cut.holds(a, b):
+                simulation.network.release(i, j)
+            elif cut.holds(b, a):
+                simulation.network.release(j, i)
         self._end("partition", cut.sides[0][0])
         self._mend(fault)
 
@@ -161,10 +195,18 @@ class Outages:
         assert isinstance(fault, Restart)
         for name in fault.nodes:
             node = self._node[name]
-            if node.alive or node.ended != "killed":
+            node.disk.full = False  # somebody made room
+            full = node.ended.startswith("failed: disk full")
+            if node.alive or not (full or node.ended == "killed"):
+                self.notes.append(f"'{fault.label}' did nothing: {name} was not down")
+                self._end("disk_full", name)
                 continue
+            if fault.disk != "own":
+                node.disk.restore(fault.disk)
+                self._simulation.checkers.restored(node.me)
             self._simulation.boot(node)
             self._end("crash", name)
+            self._end("disk_full", name)
         self._mend(fault)
 
     def _slow(self, fault: Fault) -> None:
@@ -184,17 +226,60 @@ class Outages:
         names = concerned(fault, self._simulation.scenario.graph)
         self._begin(fault, names, f"{len(fault.pairs)} links")
 
+    def _pause(self, fault: Fault) -> None:
+        assert isinstance(fault, Pause)
+        for name in fault.nodes:
+            self._begin(fault, (name,), name)
+            self._node[name].paused = self._node[name].alive
+
+    def _resume(self, fault: Fault) -> None:
+        assert isinstance(fault, Resume)
+        for name in fault.nodes:
+            if self._node[name].paused:
+                self._simulation.resume(self._node[name])
+            self._end("pause", name)
+        self._mend(fault)
+
+    def _clog(self, fault: Fault) -> None:
+        assert isinstance(fault, Clog)
+        for a, b in fault.pairs:
+            i, j = self._node[a].index, self._node[b].index
+            self._simulation.network.hold(i, j)
+            self._simulation.network.hold(j, i)
+            self._begin(fault, (a, b), f"{a}–{b}", key=f"{a} {b}")
+
+    def _unclog(self, fault: Fault) -> None:
+        assert isinstance(fault, Unclog)
+        for a, b in fault.pairs:
+            i, j = self._node[a].index, self._node[b].index
+            self._simulation.network.release(i, j)
+            self._simulation.network.release(j, i)
+            self._end("clog", f"{a} {b}")
+        self._mend(fault)
+
+    def _skew(self, fault: Fault) -> None:
+        assert isinstance(fault, ClockSkew)
+        for name in fault.nodes:
+            self._node[name].skew_s = fault.offset_s
+        self._begin(fault, fault.nodes, f"{fault.offset_s:g} s")
+
+    def _fill(self, fault: Fault) -> None:
+        assert isinstance(fault, DiskFull)
+        for name in fault.nodes:
+            self._node[name].disk.full = True
+            self._begin(fault, (name,), name)
+
     def _mend(self, fault: Fault) -> None:
         rounds = self._rounds()
         label, at = fault.label, self._simulation.now
         self.mended.append(Mended(label, at, max(rounds.values(), default=0)))
 
-    def _begin(self, fault: Fault, names: tuple[str, ...], what: str) -> None:
+    def _begin(self, fault: Fault, names: tuple[str, ...], what: str, *, key: str = "") -> None:
         label = fault.name or f"{fault.kind}: {what}"
         span = FaultSpan(
             kind=fault.kind, nodes=names, start=self._simulation.now, end=None, label=label
         )
-        self._open[fault.kind, names[0]] = len(self._spans)
+        self._open[fault.kind, key or names[0]] = len(self._spans)
         self._spans.append(span)
 
     def _end(self, kind: str, name: str) -> None:

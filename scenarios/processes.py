@@ -21,7 +21,7 @@ from msgspec import structs
 from node.errors import ConfigError, StorageError
 from node.types.settings import StartSettings
 from scenarios.expectations import check_baselines
-from scenarios.faults import Slow
+from scenarios.faults import Crash, Fault, Heal, Link, Partition, Restart, Slow
 from scenarios.nursery import Nursery
 from scenarios.settings import Scenario
 from topology.settings import TopologySettings
@@ -141,12 +141,36 @@ def _run(
 
 def _refuse(scenario: Scenario) -> None:
     """A fault that this engine cannot inject is refused, never skipped."""
+    if scenario.settings.chaos is not None:
+        raise ConfigError(
+            f"{scenario.source}: [chaos]: processes cannot inject what it draws; simulation can"
+        )
     for fault in scenario.faults:
+        if what := _beyond(fault):
+            raise ConfigError(
+                f"{scenario.source}: event {fault.label}: processes cannot inject {what}; "
+                "simulation can"
+            )
         if isinstance(fault, Slow) and scenario.settings.compute.step_ms == 0:
             raise ConfigError(
                 f"{scenario.source}: event {fault.label}: on processes a slow node pads its steps "
                 "to factor × compute.step_ms, and that is 0"
             )
+
+
+def _beyond(fault: Fault) -> str:
+    """The name of what this engine cannot do in ``fault``; empty where it can do all of it."""
+    match fault:
+        case Partition(one_way=True):
+            return "a one-way 'partition'"
+        case Restart(disk=disk) if disk != "own":
+            return f"'restart' with disk = '{disk}'"
+        case Link(change=change):
+            said = [k for k in ("duplicate", "reorder", "corrupt") if getattr(change, k)]
+            return f"'link' with {said[0]}" if said else ""
+        case Partition() | Heal() | Crash() | Restart() | Slow():
+            return ""
+    return f"'{fault.kind}'"
 
 
 def _charter_name(scenario: Scenario) -> str:

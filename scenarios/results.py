@@ -10,7 +10,7 @@ from node.learning.batch import evaluate_batch
 from node.learning.metrics import Metrics
 from scenarios.baselines import baselines as train_baselines
 from scenarios.expectations import Evidence, Reconvergence, judge, reconvergence, remarks
-from scenarios.faults import Crash, Restart
+from scenarios.faults import Crash, DiskFull, Restart
 from scenarios.measures import by_round, consensus
 from scenarios.record import Check, DistanceRow, Missed, NodeRun, Run
 
@@ -140,7 +140,7 @@ def _could_finish(simulation: Simulation) -> tuple[str, ...]:
     """Nodes that no fault (and no test) left down at the end."""
     down: set[str] = set()
     for fault in simulation.scenario.faults:
-        if isinstance(fault, Crash):
+        if isinstance(fault, Crash | DiskFull):
             down.update(fault.nodes)
         elif isinstance(fault, Restart):
             down.difference_update(fault.nodes)

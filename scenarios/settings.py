@@ -22,7 +22,9 @@ from node.types.settings import (
     StartSettings,
     TaskSettings,
 )
-from scenarios.faults import Fault, compile_events
+from scenarios.chaos import ChaosSettings, check_chaos, draw
+from scenarios.events import compile_events
+from scenarios.faults import Fault
 from scenarios.vocabulary import EventSettings, LinkShape
 from topology.generate import build
 from topology.graph import Graph
@@ -89,6 +91,7 @@ class ScenarioSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     network: NetworkSettings = NetworkSettings()
     link: tuple[LinkSettings, ...] = ()
     event: tuple[EventSettings, ...] = ()
+    chaos: ChaosSettings | None = None
     expect: ExpectSettings = ExpectSettings()
 
 
@@ -117,6 +120,20 @@ class Scenario(Struct, frozen=True, kw_only=True):
     def without_faults(self) -> Scenario:
         """What a run is compared with: the same seed, and nothing goes wrong."""
         return structs.replace(self, faults=())
+
+    def with_chaos(self) -> Scenario:
+        """With the faults that [chaos] draws from the seed, where there is such a table."""
+        chaos = self.settings.chaos
+        if chaos is None:
+            return self
+        faults = draw(
+            chaos,
+            self.graph,
+            self.link_shape,
+            duration_s=shortest_s(self.settings, self.settings.learning.local_steps or 1),
+            seed=derive(self.seed, "chaos"),
+        )
+        return structs.replace(self, faults=faults)
 
     def training(self) -> LearningSettings:
         """[learning] with the seed that fixes the initial model: the scenario's varies it too."""
@@ -182,8 +199,10 @@ def check_scenario(
     learning = settings.learning
     if learning.local_steps is not None:
         check_duration(scenario, steps=learning.local_steps)
+    _check_chaos(settings, source)
     expect = settings.expect
-    if expect.reconverged_within_rounds is not None and not any(f.mends for f in faults):
+    mended = settings.chaos is not None or any(f.mends for f in faults)
+    if expect.reconverged_within_rounds is not None and not mended:
         raise ConfigError(
             f"{source}: key 'expect.reconverged_within_rounds': there is no heal or restart "
             "to reconverge after"
@@ -199,7 +218,7 @@ def check_scenario(
 def check_duration(scenario: Scenario, *, steps: int) -> None:
     """Refuse events beyond the run's shortest duration; ``steps``: fewest local steps a round."""
     settings = scenario.settings
-    shortest = settings.learning.rounds * steps * settings.compute.step_ms / 1000
+    shortest = shortest_s(settings, steps)
     for fault in scenario.faults:
         where = f"{scenario.source}: event {fault.label}"
         if fault.at.round is not None and fault.at.round >= settings.learning.rounds:
@@ -213,6 +232,11 @@ def check_duration(scenario: Scenario, *, steps: int) -> None:
                 f"{shortest:g} s ({settings.learning.rounds} rounds × {steps} steps × "
                 f"{settings.compute.step_ms:g} ms)"
             )
+
+
+def shortest_s(settings: ScenarioSettings, steps: int) -> float:
+    """Seconds that the training takes at least, with ``steps`` local steps a round."""
+    return settings.learning.rounds * steps * settings.compute.step_ms / 1000
 
 
 def library_names() -> tuple[str, ...]:
@@ -233,6 +257,21 @@ def _locate(path: Path) -> Path:
             f"{nearest(stem, library_names())}"
         )
     return _LIBRARY / f"{stem}.toml"
+
+
+def _check_chaos(settings: ScenarioSettings, source: str) -> None:
+    """[chaos] draws faults into the shortest time that the training may take."""
+    if settings.chaos is None:
+        return
+    if settings.event:
+        raise ConfigError(f"{source}: [chaos] draws its own events; write [[event]] or [chaos]")
+    if settings.learning.local_steps is None:
+        raise ConfigError(
+            f"{source}: [chaos] needs 'learning.local_steps': with local_epochs nobody knows how "
+            "long a round takes"
+        )
+    duration_s = shortest_s(settings, settings.learning.local_steps)
+    check_chaos(settings.chaos, duration_s=duration_s, source=source)
 
 
 def _check_links(settings: ScenarioSettings, graph: Graph, source: str) -> None:

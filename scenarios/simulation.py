@@ -111,6 +111,7 @@ class Simulation:
             node.steps = self.founded.steps[node.name]
             node.forge = self.hooks.forge.get(node.name)
             node.kill_at = self.hooks.kill_at.get(node.name)
+        self.outages.prepare()
         for node in self.nodes:
             self.boot(node)
         self.outages.arm()
@@ -153,7 +154,8 @@ class Simulation:
             verify=self.verify,
             seed=self._seed("nodes", node.name, str(node.boots)),
         )
-        self.feed(node, ev.Start(WALL_MS + self.clock.now // 1_000_000))
+        wall_ms = WALL_MS + self.clock.now // 1_000_000 + round(node.skew_s * 1000)
+        self.feed(node, ev.Start(max(0, wall_ms)))
 
     def kill(self, node: VirtualNode, *, ended: str = "killed", why: str = "reset") -> None:
         """The process is gone, with everything that is not on its disk."""
@@ -162,10 +164,20 @@ class Simulation:
         self.measures.settle(node.index)
         node.alive, node.ended = False, ended
         node.todo.clear()
+        node.paused = False
+        node.waiting.clear()
         self.carrier.forget(node)
         if ended == "killed":
             self.trace.add(self.clock.now, node.index, CRASH)
         self.network.kill(node.index, why)
+
+    def resume(self, node: VirtualNode) -> None:
+        """A process that stood still goes on, with all that came meanwhile, in order."""
+        waiting, node.waiting = node.waiting, []
+        node.paused = False
+        self.checkers.resumed(node.me, self.now)
+        for event, digest in waiting:
+            self.feed(node, event, digest)
 
     def _limit_ns(self) -> int:
         """Far beyond what the slowest run may take: a node alive then hangs."""
@@ -184,6 +196,9 @@ class Simulation:
     def feed(self, node: VirtualNode, event: ev.Event, digest: bytes = b"") -> None:
         """Hand one event to a core and carry out all that follows at this instant."""
         if not node.alive:
+            return
+        if node.paused:
+            node.waiting.append((event, digest))
             return
         self.trace.add(self.clock.now, node.index, KINDS[type(event)], digest)
         node.todo.append(event)
@@ -325,7 +340,7 @@ def simulate(
     ``baselines``: also train each node alone, and one model on all rows. Raises ConfigError for
     what cannot be run. The same scenario and seed give the same Run, but for the times it took.
     """
-    scenario = scenario.with_seed(seed)
+    scenario = scenario.with_seed(seed).with_chaos()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on one thread results are bit-equal whatever the batch
     try:

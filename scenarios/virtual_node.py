@@ -45,6 +45,16 @@ class Disk:
     def __init__(self) -> None:
         self.state = CoreState()
         self.learner: LearnerState | None = None
+        self.full = False  # the next write fails
+        # what a backup taken at each checkpoint would hold; None where nobody asks for one
+        self.backups: list[tuple[CoreState, LearnerState | None]] | None = None
+
+    def restore(self, which: str) -> None:
+        """For "backup" back to half the checkpoints ago; for "none", or without one, to nothing."""
+        old = self.backups[len(self.backups) // 2] if self.backups else (CoreState(), None)
+        self.state, self.learner = old if which == "backup" else (CoreState(), None)
+        if self.backups is not None:
+            self.backups.clear()
 
     def write(self, record: Record, learner: LearnerState | None) -> None:
         """Commit one record; ``learner`` comes with a Checkpoint."""
@@ -59,6 +69,8 @@ class Disk:
                 self._set(quarantined={**self.state.quarantined, record.member: record})
             case Checkpoint():
                 self.state, self.learner = record.state, learner
+                if self.backups is not None:
+                    self.backups.append((record.state, learner))
 
     def _set(self, **changes: Any) -> None:
         self.state = structs.replace(self.state, **changes)
@@ -83,6 +95,9 @@ class VirtualNode:
         self.jumped = 0
         self.core: Core
         self.learner: Learner
+        self.skew_s = 0.0  # of the wall clock
+        self.paused = False
+        self.waiting: list[tuple[Event, bytes]] = []  # what came while the process stood still
         self.todo: deque[Event] = deque()
         self.busy = False
         self.armed: int | None = None  # when the next Wake is scheduled, ns
@@ -119,6 +134,7 @@ class VirtualNode:
             rng=rng,
         )
         self.todo.clear()
+        self.waiting.clear()
         self.withheld.clear()
         self.spool.clear()
         self.armed, self.durable, self.busy = None, 0, False

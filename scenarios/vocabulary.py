@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from node.types.settings import NonNegative, Positive
 
+# Names of nodes, or patterns of them: "n3", "n[0-3]", "clinic-*"
 Names = str | tuple[str, ...]
+Rate = Annotated[float, Meta(ge=0, lt=1)]
 
 
 class LinkShape(Struct, frozen=True, kw_only=True):
-    """How one link behaves; times one way. ``bandwidth_mbps`` None: only its ends limit it."""
+    """How one link behaves; times one way. ``bandwidth_mbps`` None: only its ends limit it.
+
+    duplicate, reorder, corrupt: the share of frames. TCP and TLS hide all three; a broker, or a
+    transport with a bug, may not.
+    """
 
     latency_ms: float
     jitter_ms: float
     loss: float
     bandwidth_mbps: float | None = None
+    duplicate: float = 0.0
+    reorder: float = 0.0
+    corrupt: float = 0.0
 
     def changed(self, by: Any) -> LinkShape:
         """This shape with what ``by`` (a [[link]] or a link fault) sets to something."""
-        return LinkShape(
-            latency_ms=self.latency_ms if by.latency_ms is None else by.latency_ms,
-            jitter_ms=self.jitter_ms if by.jitter_ms is None else by.jitter_ms,
-            loss=self.loss if by.loss is None else by.loss,
-            bandwidth_mbps=self.bandwidth_mbps if by.bandwidth_mbps is None else by.bandwidth_mbps,
-        )
+        said = {key: getattr(by, key, None) for key in self.__struct_fields__}
+        return structs.replace(self, **{k: value for k, value in said.items() if value is not None})
 
 
 class SlowSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -37,9 +42,9 @@ class SlowSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class LinkFaultSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``link = { a = "n0", b = "n1", latency_ms = 300 }``; without a and b: every link.
+    """``link = { a = "n0", b = "n[12]", latency_ms = 300 }``; without a and b: every link.
 
-    What is left out stays as it is.
+    Every link between a node of ``a`` and one of ``b``. What is left out stays as it is.
     """
 
     a: str | None = None
@@ -47,7 +52,24 @@ class LinkFaultSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     latency_ms: NonNegative | None = None
     jitter_ms: NonNegative | None = None
     bandwidth_mbps: Positive | None = None
-    loss: Annotated[float, Meta(ge=0, lt=1)] | None = None
+    loss: Rate | None = None
+    duplicate: Rate | None = None
+    reorder: Rate | None = None
+    corrupt: Rate | None = None
+
+
+class ClogSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``clog = { a = "n0", b = "*" }``: links between the two groups; without both: every link."""
+
+    a: str | None = None
+    b: str | None = None
+
+
+class SkewSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``clock_skew = { nodes = "n3", offset_s = -3600 }``: what their wall clocks are off by."""
+
+    nodes: Names
+    offset_s: Annotated[float, Meta(ge=-1e9, le=1e9)]
 
 
 class EventSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -55,14 +77,34 @@ class EventSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     at: str  # "3s", "250ms", "round 10"
     name: str | None = None
-    partition: tuple[tuple[str, ...], ...] | None = (
-        None  # sides; who stands in none keeps all links
-    )
+    # sides, by names or patterns; who stands in none keeps all links
+    partition: tuple[tuple[str, ...], ...] | None = None
+    one_way: bool | None = None  # with partition: earlier sides do not reach later ones
     heal: bool | None = None
     crash: Names | None = None
-    restart: Names | None = None  # with its disk as it was
+    restart: Names | None = None
+    disk: Literal["own", "backup", "none"] | None = None  # with restart; none: but the key
+    pause: Names | None = None
+    resume: Names | None = None
     slow: SlowSettings | None = None
     link: LinkFaultSettings | None = None
+    clog: ClogSettings | None = None
+    unclog: ClogSettings | None = None
+    clock_skew: SkewSettings | None = None
+    disk_full: Names | None = None
 
 
-FAULTS = ("partition", "heal", "crash", "restart", "slow", "link")
+FAULTS = (
+    "partition",
+    "heal",
+    "crash",
+    "restart",
+    "pause",
+    "resume",
+    "slow",
+    "link",
+    "clog",
+    "unclog",
+    "clock_skew",
+    "disk_full",
+)

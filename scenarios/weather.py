@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from scenarios.faults import Crash, Fault, Heal, Link, Partition, Restart, Slow
+from scenarios.faults import Fault, Heal, Link, Partition, Slow
 from scenarios.vocabulary import LinkFaultSettings, LinkShape
 
 PACKET_BYTES: Final = 1460
@@ -54,7 +54,7 @@ def change_of(fault: Fault, at: float) -> Change | None:
             return Change(at=at, slow=dict.fromkeys(fault.nodes, fault.factor))
         case Link():
             return Change(at=at, links=tuple((a, b, fault.change) for a, b in fault.pairs))
-        case Crash() | Restart():
+        case _:  # done to processes, or refused before anything started
             return None
 
 

@@ -20,6 +20,7 @@ local_steps = 2
 step_ms = 100
 """
 CUT = '[[event]]\nat = "0.5s"\npartition = [["n0", "n1", "n2"], ["n3", "n4", "n5"]]\n'
+PAUSE = '[[event]]\nat = "0.5s"\npause = "n1"\n'
 HEAL = '[[event]]\nat = "1s"\nheal = true\n'
 
 
@@ -68,6 +69,23 @@ def test_events_become_faults_in_the_order_in_which_they_happen() -> None:
             + CUT.replace("[[event]]", '[[event]]\nname = "x"'),
             "two events",
         ),
+        ('[[event]]\nat = "1s"\ncrash = "x-*"\n', "no node 'x-*'"),
+        ('[[event]]\nat = "1s"\npause = "m1"\n', "did you mean 'n1'"),
+        ('[[event]]\nat = "1s"\npause = "n1"\n', "'n1' is paused and never resumed"),
+        ('[[event]]\nat = "1s"\nresume = "n1"\n', "resume of 'n1', which is not paused"),
+        (PAUSE + PAUSE.replace("0.5s", "0.6s"), "'n1' is paused already"),
+        (PAUSE + '[[event]]\nat = "0.6s"\ncrash = "n1"\n', "resume it first"),
+        ('[[event]]\nat = "0.1s"\ncrash = "n[12]"\n' + PAUSE, "'n1' is down"),
+        ('[[event]]\nat = "1s"\nclog = { a = "n0" }\n', "needs both a and b"),
+        ('[[event]]\nat = "1s"\nclog = { a = "n0", b = "n3" }\n', "no edge n0–n3"),
+        ('[[event]]\nat = "1s"\nunclog = { a = "n0", b = "*" }\n', "n0–n1, which is not clogged"),
+        ('[[event]]\nat = "1s"\nclog = {}\n[[event]]\nat = "1.1s"\nclog = {}\n', "clogged already"),
+        ('[[event]]\nat = "1s"\ncrash = "n0"\none_way = true\n', "belongs to a partition"),
+        ('[[event]]\nat = "1s"\ncrash = "n0"\ndisk = "none"\n', "belongs to a restart"),
+        ('[[event]]\nat = "1s"\nlink = { corrupt = 1.5 }\n', "event[0].link.corrupt"),
+        (CUT.replace('"n3", ', '"n[2-3]", '), "sides overlap: 'n2' is in 1 and 2"),
+        ('[[event]]\nat = "1s"\nclock_skew = { nodes = "n0" }\n', "offset_s"),
+        ('[[event]]\nat = "1s"\ndisk_ful = "n0"\n', "did you mean 'disk_full'"),
         ("[expect]\nacuracy_min = 0.5\n", "did you mean 'accuracy_min'"),
         ("[expect]\naccuracy_min = 1.5\n", "expect.accuracy_min"),
         ("[expect]\nreconverged_within_rounds = 5\n", "no heal or restart"),
@@ -86,6 +104,21 @@ def test_the_impossible_is_refused_in_one_line(text: str, said: str) -> None:
     assert said in str(error.value)
     assert str(error.value).startswith("t.toml: ")
     assert "\n" not in str(error.value)
+
+
+def test_groups_of_nodes_are_named_by_pattern() -> None:
+    scenario = parse(
+        '[[event]]\nat = "1s"\npartition = [["n[0-2]"], ["n3", "n[4-5]"]]\none_way = true\n'
+        '[[event]]\nat = "1.1s"\nslow = { nodes = ["n1", "n*"], factor = 2 }\n'
+        '[[event]]\nat = "1.2s"\nclog = { a = "n0", b = "*" }\n'
+    )
+    cut, slow, clog = scenario.faults
+    assert isinstance(cut, Partition)
+    assert cut.sides == (("n0", "n1", "n2"), ("n3", "n4", "n5"))
+    assert cut.holds("n2", "n3")
+    assert not cut.holds("n3", "n2")
+    assert slow.nodes == ("n1", "n0", "n2", "n3", "n4", "n5")
+    assert clog.pairs == (("n0", "n1"), ("n0", "n5"))
 
 
 def test_mixed_clocks_must_be_written_in_order() -> None:

@@ -1,0 +1,141 @@
+"""Each kind of fault, injected into a small simulation: that it bites, and that it ends."""
+
+from __future__ import annotations
+
+import pytest
+from sims import failed, quadratic
+
+from node.errors import ConfigError
+from scenarios.processes import run_processes
+from scenarios.record import Run
+from scenarios.simulation import simulate
+
+
+def event(at: str, what: str) -> str:
+    return f'[[event]]\nat = "{at}"\n{what}\n'
+
+
+def rounds(run: Run, node: str, start: float, end: float) -> list[tuple[str, ...]]:
+    return [row.mixed for row in run.rows if row.node == node and start < row.at < end]
+
+
+def rejections(run: Run) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for node in run.nodes:
+        for why, count in node.rejections.items():
+            found[why] = found.get(why, 0) + count
+    return found
+
+
+def test_a_one_way_partition_holds_one_direction_and_both_sides_go_on() -> None:
+    cut = event("round 3", 'partition = [["n[01]"], ["n[234]"]]\none_way = true')
+    run = simulate(quadratic(cut + event("round 9", "heal = true"), rounds=20))
+    assert run.ok, failed(run)
+    span = run.faults[0]
+    assert span.end is not None
+    # n2 hears nothing of n1 after what was on the wire, while the side beyond still hears of it
+    assert all("n1" not in mixed for mixed in rounds(run, "n2", span.start + 1, span.end))
+    assert any("n2" in mixed for mixed in rounds(run, "n1", span.end, 1e9))
+    assert any("n1" in mixed for mixed in rounds(run, "n2", span.end, 1e9))
+
+
+def test_a_paused_process_stands_still_and_goes_on_with_what_waited() -> None:
+    text = event("round 3", 'pause = "n1"') + event("round 6", 'resume = "n1"')
+    run = simulate(quadratic(text, rounds=15))
+    assert run.ok, failed(run)
+    span = run.faults[0]
+    assert span.end is not None
+    assert span.end - span.start > 1
+    assert rounds(run, "n1", span.start, span.end) == []
+    assert len(rounds(run, "n0", span.start, span.end)) >= 2
+    assert next(node for node in run.nodes if node.name == "n1").ended == "finished"
+
+
+def test_a_clogged_link_holds_frames_and_releases_them() -> None:
+    link = '{ a = "n0", b = "n1" }'
+    text = event("round 3", f"clog = {link}") + event("round 6", f"unclog = {link}")
+    run = simulate(quadratic(text, rounds=15))
+    assert run.ok, failed(run)
+    span = run.faults[0]
+    assert span.end is not None
+    assert span.nodes == ("n0", "n1")
+    assert all("n1" not in m for m in rounds(run, "n0", span.start + 0.5, span.end)[1:])
+    assert any("n1" in mixed for mixed in rounds(run, "n0", span.end, 1e9))
+
+
+def test_a_link_that_stays_clogged_is_broken_by_silence() -> None:
+    run = simulate(quadratic(event("round 2", 'clog = { a = "n0", b = "n1" }'), rounds=15))
+    assert run.ok, failed(run)
+    n0 = next(node for node in run.nodes if node.name == "n0")
+    assert any(missed.peer == "n1" for missed in n0.missed)
+
+
+def test_a_full_disk_stops_the_node_until_there_is_room() -> None:
+    full = event("round 3", 'disk_full = "n1"')
+    run = simulate(quadratic(full))
+    assert run.ok, failed(run)
+    assert run.nodes[1].ended == "failed: disk full (exit code 4)"
+    assert [node.ended for node in run.nodes].count("finished") == 4
+    run = simulate(quadratic(full + event("round 6", 'restart = "n1"'), rounds=15))
+    assert run.ok, failed(run)
+    assert (run.nodes[1].ended, run.nodes[1].resumed) == ("finished", 1)
+
+
+@pytest.mark.parametrize("disk", ["own", "backup", "none"])
+def test_a_node_comes_back_with_an_older_disk_or_none(disk: str) -> None:
+    text = event("round 8", 'crash = "n1"') + event("round 12", f'restart = "n1"\ndisk = "{disk}"')
+    run = simulate(quadratic(text, rounds=25, mixing=10))
+    assert run.ok, failed(run)
+    assert (run.nodes[1].ended, run.nodes[1].resumed) == ("finished", 1)
+    back = run.faults[0].end
+    assert back is not None
+    assert any("n1" in mixed for mixed in rounds(run, "n0", back, 1e9)), "its neighbours mix it"
+
+
+@pytest.mark.parametrize("rate", ["duplicate", "reorder", "corrupt"])
+def test_frames_that_come_twice_late_or_damaged_hold_nobody_up(rate: str) -> None:
+    text = event("round 2", f"link = {{ {rate} = 0.1 }}")
+    run = simulate(quadratic(text, rounds=15))
+    assert run.ok, failed(run)
+    assert [node.ended for node in run.nodes] == ["finished"] * 5
+    if rate == "corrupt":
+        assert rejections(run), "damage is counted"
+
+
+def test_a_skewed_clock_starts_its_node_at_another_time() -> None:
+    # n4 goes at once, so that the others wait for the hour, each by its own clock
+    start = "[start]\nmembers = 5\nafter_s = 3\nat_least = 4\n"
+    text = start + event("0s", 'crash = "n4"')
+    skewed = text + event("0s", 'clock_skew = { nodes = "n[0-3]", offset_s = 2 }')
+
+    def begun(text: str) -> float:
+        run = simulate(quadratic(text))
+        assert run.ok, failed(run)
+        return min(row.at for row in run.rows)
+
+    assert begun(text) > 3
+    assert 1 < begun(skewed) < 3
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ('partition = [["n[01]"], ["n[234]"]]\none_way = true', "a one-way 'partition'"),
+        ('pause = "n1"', "'pause'"),
+        ("link = { corrupt = 0.1 }", "'link' with corrupt"),
+        ("clog = {}", "'clog'"),
+        ('disk_full = "n1"', "'disk_full'"),
+        ('clock_skew = { nodes = "n1", offset_s = 3 }', "'clock_skew'"),
+    ],
+)
+def test_what_processes_cannot_inject_they_refuse_by_name(what: str, said: str) -> None:
+    end = event("0.5s", 'resume = "n1"') if "pause" in what else ""
+    with pytest.raises(ConfigError) as error:
+        run_processes(quadratic(event("0.4s", what) + end), baselines=False)
+    assert f"processes cannot inject {said}; simulation can" in str(error.value)
+
+
+def test_processes_refuse_a_restart_from_a_backup() -> None:
+    text = event("0.3s", 'crash = "n1"') + event("0.5s", 'restart = "n1"\ndisk = "backup"')
+    with pytest.raises(ConfigError, match="'restart' with disk = 'backup'"):
+        run_processes(quadratic(text), baselines=False)
