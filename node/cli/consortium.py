@@ -123,6 +123,7 @@ def sign(
         raise ConfigError(
             f"{charter}: the card of '{keys.name}' names another node key than {state}"
         )
+    _check_pins(settings, str(charter))
     write_text(out, sign_charter(keys.member, keys.node_id, body))
     rows = [
         ("signed", f"{charter} ({settings.name}, {len(cards)} members)"),
@@ -195,6 +196,7 @@ def verify(consortium: SealedArgument, as_json: JsonOption = False) -> None:
     When all members read the same six words to one another, all hold the same charter.
     """
     found = load_consortium(consortium)
+    _check_pins(found.settings, str(consortium))
     rows = [
         ("consortium", found.settings.name),
         ("signed by", ", ".join(found.names)),
@@ -288,6 +290,23 @@ def _check_rule(settings: CharterSettings, graph: Graph, source: str) -> None:
         check_rule(settings.learning.rule, settings.learning.f, models)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
+
+
+def _check_pins(settings: CharterSettings, source: str) -> None:
+    """Make the model on this machine: who signs or verifies knows that its node can start.
+
+    Raises ConfigError naming what differs from the charter's pins.
+    """
+    pinned = settings.pins
+    assert pinned is not None
+    made = _pins(_task(settings, source), bytes.fromhex(pinned.topology))
+    for key in ("schema", "initial", "code"):
+        theirs, ours = getattr(pinned, key), getattr(made, key)
+        if theirs != ours:
+            raise ConfigError(
+                f"{source}: key 'pins.{key}': the charter pins {theirs[:16]}, this machine makes "
+                f"{ours[:16]}"
+            )
 
 
 def _pins(task: Task, topology: bytes) -> PinSettings:

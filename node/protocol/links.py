@@ -91,9 +91,10 @@ class Links:
         )
         for what, theirs, ours in pairs:
             if theirs != ours:
-                raise Mismatch(f"{what} differ: theirs {theirs.hex()[:16]}, ours {ours.hex()[:16]}")
+                pair = f"theirs {theirs.hex()[:16]}, ours {ours.hex()[:16]}"
+                raise Mismatch(f"not the same {what}: {pair}")
         if hello.epoch != roster.epoch:
-            raise Mismatch(f"epoch differs: theirs {hello.epoch}, ours {roster.epoch}")
+            raise Mismatch(f"not the same epoch: theirs {hello.epoch}, ours {roster.epoch}")
 
     def refuse(self, peer: Peer, why: str) -> None:
         """Tell the other end why, and hang up; dialled again only after the longest backoff."""

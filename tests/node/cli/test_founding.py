@@ -234,6 +234,17 @@ def test_sign_refuses_what_it_should_not_vouch_for(site, do, refused) -> None:
     assert "member key is not here" in refused(*sign(site, "clinic-a"))
 
 
+@pytest.mark.parametrize("key", ["schema", "initial", "code"])
+def test_a_pin_that_this_machine_cannot_reproduce_is_not_signed(site, do, refused, key) -> None:
+    do("consortium", "new", site.charter, *site.cards)
+    text = site.charter.read_text()
+    start = text.index(f'{key} = "') + len(key) + 4
+    site.charter.write_text(text[:start] + "0123456789abcdef" + text[start + 16 :])
+    why = refused(*sign(site, "clinic-a"))
+    assert f"pins.{key}" in why
+    assert "the charter pins 0123456789abcdef" in why
+
+
 def test_a_topology_file_changed_after_new(site, do, refused) -> None:
     graph = site.path / "graph.toml"
     graph.write_text('kind = "path"\n')
