@@ -19,6 +19,7 @@ from node.cli.consortium import app as consortium_app
 from node.cli.keys import identity, keygen
 from node.cli.output import JsonOption, emit
 from node.cli.process import start, status, stop
+from node.cli.table import table
 from node.cli.topology import topology
 from node.errors import GrapevineError
 
@@ -28,7 +29,7 @@ HELP: Final = """Train one model together, each member on its own data, with no 
 Try it:           grapevine demo
 Found one:        keygen, id, consortium new, sign, seal, verify
 Take part:        start, status, stop
-Study:            run SCENARIO, topology FILE
+Study:            run SCENARIO, table RESULTS, topology FILE
 
 \b
 Exit codes: 0 done, 1 an expectation failed, 2 usage or configuration,
@@ -81,6 +82,7 @@ app.command()(start)
 app.command()(stop)
 app.command()(status)
 app.command()(topology)
+app.command()(table)
 
 
 @app.command()

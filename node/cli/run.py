@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from node.cli import explore
+from node.cli import explore, sweep
 from node.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
@@ -46,12 +46,17 @@ def run(
     shrink: Annotated[
         bool, typer.Option("--shrink", help="Cut a failing run down to the fewest faults.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="A sweep's folder: what is there is not run again.")
+    ] = None,
 ) -> None:
-    """Run a scenario file and check what it expects.
+    """Run a scenario file and check what it expects; or many seeds of it, or a sweep.
 
     Example: grapevine run wan-partition --report partition.html
 
     Example: grapevine run wan-partition --seeds 500 --jobs 8 --shrink
+
+    Example: grapevine run sweep.toml --jobs 8 --out results
     """
     from scenarios import engines
     from scenarios.settings import load_scenario
@@ -59,6 +64,15 @@ def run(
     engines.check_engine(on)
     for path in (json_file, report):
         _check_writable(path)
+    if sweep.is_sweep_file(scenario):
+        sweep.check_alone(
+            seed=seed, seeds=seeds, json_file=json_file, report=report, shrink=shrink or None
+        )
+        if not sweep.run(Path(scenario), out, on=on, jobs=explore.check_jobs(jobs, on)):
+            raise typer.Exit(1)
+        return
+    if out is not None:
+        raise ConfigError(f"--out: is a sweep's folder, and {scenario} is no sweep")
     _check_together(on=on, seeds=seeds, jobs=jobs, shrink=shrink, report=report)
     loaded = load_scenario(scenario)
     if seeds is not None:
