@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 from node.errors import ConfigError
 from node.types.settings import Positive
 from scenarios.faults import (
+    ClockSkew,
     Clog,
     Crash,
     DiskFull,
@@ -49,8 +50,8 @@ class ChaosSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     partition: _Expected = 0.7
     one_way: _Expected = 0.5
     crash: _Expected = 1.0  # with the disk as it was
-    backup: _Expected = 0.3  # a crash, and an old disk
-    amnesia: _Expected = 0.3  # a crash, and a disk with nothing but the key
+    backup: _Expected = 0.3  # a crash, and an old disk; at times the clock is behind as well
+    amnesia: _Expected = 0.3  # a crash, and a disk with nothing but the key; the same
     disk_full: _Expected = 0.5
     pause: _Expected = 1.0
     slow: _Expected = 0.5
@@ -189,6 +190,9 @@ class _Draw:
         if not nodes:
             return False
         disk = {"backup": "backup", "amnesia": "none"}.get(kind, "own")
+        if disk != "own" and self._rng.random() < 0.5:
+            # without its disk a node numbers its boots by the clock alone; now that is behind too
+            self._add(ClockSkew(at=When(start), nodes=nodes, offset_s=-3600.0))
         return self._add(
             Crash(at=When(start), nodes=nodes), Restart(at=When(end), nodes=nodes, disk=disk)
         )
