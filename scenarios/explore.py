@@ -124,7 +124,7 @@ def run_seed(scenario: Scenario, seed: int, *, on: str = "simulation") -> Outcom
     failed = tuple(check for check in run.checks if not check.ok)
     last: tuple[str, ...] = ()
     if failed:
-        last = _before(scenario.with_seed(seed), run, failed[0])
+        last = _before(scenario.with_seed(seed).with_chaos(), run, failed[0])
     return Outcome(
         seed=seed,
         failed=failed,

@@ -1,8 +1,8 @@
 """Cuts a failing scenario's faults down to the fewest that still fail, and writes the file.
 
-Delta debugging (Zeller and Hildebrandt 2002) over the file's [[event]] tables and the keys of its
-[chaos]: subsets and complements first, then one by one, then in pairs, for a crash and its restart
-can only go together. What the reading of the file refuses is no failure.
+Delta debugging (Zeller and Hildebrandt 2002) over the file's [[event]] tables, or over those that
+its [chaos] draws from the seed: subsets and complements first, then one by one, then in pairs, for
+a crash and its restart can only go together. What the reading of the file refuses is no failure.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from msgspec import Struct
 from node.errors import ConfigError, StorageError
 from scenarios.explore import Outcome, run_seed
 from scenarios.settings import Scenario, parse_scenario
+from scenarios.written import event_tables
 
-Unit = tuple[str, int | str]  # ("event", its place) or ("chaos", its key)
-Units = tuple[Unit, ...]
+Units = tuple[int, ...]  # places of events in the file
 _PAIRS_MAX: Final = 40  # of more units, 780 and more pairs, only neighbours in time are tried
 
 
@@ -46,14 +46,15 @@ class Shrinker:
         base: Path,
         on_try: Callable[[int, int], None] | None = None,
     ) -> None:
-        self._text, self._scenario, self._seed = text, scenario, seed
+        self._scenario, self._seed = scenario, seed
+        self._text = _drawn(text, scenario.with_seed(seed))
         self._base, self._on_try = base, on_try
         self._known: dict[Units, Outcome | None] = {}
         self._check = ""
 
     def shrink(self) -> Shrunk:
         """Raises ConfigError where the seed does not fail, or there is no fault to take away."""
-        units = _units(tomlkit.parse(self._text).unwrap())
+        units = tuple(range(len(tomlkit.parse(self._text).get("event", ()))))
         whole = run_seed(self._scenario, self._seed)
         if whole.refused:
             raise ConfigError(whole.refused)
@@ -65,7 +66,11 @@ class Shrinker:
                 f"({whole.why})"
             )
         self._check = _called(whole)
-        self._known[units] = whole
+        if not self._fails(units):  # only where events were written out for [chaos]
+            raise ConfigError(
+                f"{self._scenario.source}: seed {self._seed} fails, but not with the faults that "
+                "[chaos] draws written out as events; it cannot be shrunk"
+            )
         left = () if self._fails(()) else self._pairs(self._ddmin(units))
         outcome = self._known[left]
         assert outcome is not None
@@ -130,14 +135,10 @@ class Shrinker:
         document: Any = tomlkit.parse(self._text)
         kept = set(units)
         for place in reversed(range(len(document.get("event", ())))):
-            if ("event", place) not in kept:
+            if place not in kept:
                 del document["event"][place]
-        for key in list(document.get("chaos", {})):
-            if ("chaos", key) not in kept:
-                del document["chaos"][key]
-        for name in ("event", "chaos"):
-            if name in document and not len(document[name]):
-                del document[name]
+        if "event" in document and not kept:
+            del document["event"]
         if "seed" in document:
             document["seed"] = self._seed
             return tomlkit.dumps(document)
@@ -156,10 +157,14 @@ def write_shrunk(path: Path, found: Shrunk) -> None:
         raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _units(raw: dict[str, Any]) -> Units:
-    events: list[Unit] = [("event", place) for place in range(len(raw.get("event", ())))]
-    chaos: list[Unit] = [("chaos", key) for key in raw.get("chaos", {})]
-    return (*events, *chaos)
+def _drawn(text: str, scenario: Scenario) -> str:
+    """The file with what [chaos] draws under this seed written out as events."""
+    if scenario.settings.chaos is None:
+        return text
+    document: Any = tomlkit.parse(text)
+    del document["chaos"]
+    document["event"] = event_tables(scenario.with_chaos().faults)
+    return tomlkit.dumps(document)
 
 
 def _called(outcome: Outcome) -> str:

@@ -170,7 +170,7 @@ def plot(results: Results, path: Path, *, rows: Sequence[str], curve: str) -> No
         axes.set_ylabel(curve)
         axes.grid(alpha=0.3)
         if len(lines) > 1:
-            axes.legend(frameon=False, fontsize="small")
+            axes.legend(frameon=False, fontsize="small", title=", ".join(rows))
         try:
             date = "CreationDate" if path.suffix == ".pdf" else "Date"
             figure.savefig(path, metadata={date: None})

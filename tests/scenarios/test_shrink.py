@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from node.cli.main import main
 from node.errors import ConfigError
+from scenarios import shrink as shrinking
+from scenarios.explore import Outcome, run_seed
+from scenarios.record import Check
 from scenarios.settings import load_scenario, parse_scenario
 from scenarios.shrink import Shrinker
+from scenarios.simulation import simulate
 
 HEAD = """# a comment that stays
 name = "tiny"
@@ -105,3 +110,43 @@ def test_the_command_writes_a_file_that_fails(
     assert len(load_scenario(made).faults) == 1
     assert main(["run", str(made), "--no-baselines"]) == 1
     assert main(["run", str(path), "--seed", "2", "--shrink"]) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_chaos_draws_is_the_same_run_written_out_as_events(seed: int) -> None:
+    drawn = load_scenario("chaos")
+    text = Path(drawn.source).read_text()
+    made = Shrinker(text, drawn, seed, base=Path())
+    events = parse_scenario(made._text, source="events").with_seed(seed)
+    assert events.settings.chaos is None
+    assert simulate(events).trace_hash == simulate(drawn, seed=seed).trace_hash
+
+
+def test_a_failing_seed_of_chaos_is_shrunk_to_events() -> None:
+    text = Path(load_scenario("chaos").source).read_text() + "[expect]\nmissed_rounds_max = 0\n"
+    scenario = parse_scenario(text, source="chaos.toml")
+    outcome = run_seed(scenario, 3)
+    assert float(outcome.last[-1].split()[0]) == pytest.approx(
+        simulate(scenario, seed=3).virtual_s, abs=1e-5
+    ), "the events shown are those of the run with its faults"
+    found = Shrinker(text, scenario, 3, base=Path()).shrink()
+    assert found.after < found.before
+    left = parse_scenario(found.text, source="shrunk")
+    assert left.settings.chaos is None
+    assert not run_seed(left, 3).ok
+
+
+def test_faults_that_do_not_fail_when_written_out_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shrinking, "event_tables", lambda _faults: [{"at": "1s", "crash": "n0"}])
+    text = Path(load_scenario("chaos").source).read_text()
+    scenario = parse_scenario(text, source="x")
+    monkeypatch.setattr(shrinking, "run_seed", _fails_once())
+    with pytest.raises(ConfigError, match="cannot be shrunk"):
+        Shrinker(text, scenario, 3, base=Path()).shrink()
+
+
+def _fails_once() -> Callable[..., Outcome]:
+    answers = iter([Outcome(seed=3, failed=(Check("finished_min", False),)), Outcome(seed=3)])
+    return lambda *_args, **_more: next(answers)
