@@ -194,3 +194,23 @@ def test_findings_carry_over_into_the_run() -> None:
     made = {check.name: check for check in checkers.checks()}
     assert made[checkers.unique.name].value == "2 looked at"
     assert structs.asdict(made[checkers.unique.name])["ok"] is True
+
+
+def test_a_wait_that_a_pause_lengthened_is_excused_and_no_other() -> None:
+    checkers = held()
+    checkers.resumed(A, 5.0)
+    checkers.notice(A, done(waited=2.1), 6.0)  # it began to wait before it stood still
+    assert names(checkers) == []
+    checkers.notice(A, done(waited=2.1), 8.0)
+    assert names(checkers) == [checkers.deadline.name]
+
+
+def test_a_lost_disk_excuses_its_node_and_not_those_who_apply_what_is_old() -> None:
+    checkers = held()
+    checkers.restored(A)
+    checkers.notice(A, published(version=1, incarnation=4), 1.0)
+    assert names(checkers) == []
+    checkers.notice(B, published(version=1, incarnation=4), 1.0)
+    assert names(checkers) == [checkers.grow.name]
+    checkers.notice(B, received(A, incarnation=4), 1.0)
+    assert set(names(checkers)) == {checkers.grow.name, checkers.replayed.name}
