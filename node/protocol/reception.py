@@ -42,6 +42,7 @@ class Reception:
         self.applying: dict[NodeId, Transfer] = {}
         self.borrowed: dict[NodeId, Head] = {}  # keyframes of non-neighbours, for a Rebase
         self.asked: dict[NodeId, NodeId] = {}  # member -> the neighbour that was asked for it
+        self._unneeded: dict[NodeId, NodeId] = {}  # asked for, then not needed: one answer may come
         self._refused: dict[NodeId, tuple[int, int]] = {}  # versions found to be no models
 
     # ── from the wire ──
@@ -51,6 +52,9 @@ class Reception:
         head = self._heads.check(offer.signed)
         sender = NodeId(head.header.sender)
         if sender != peer.id and sender not in self.asked:
+            if self._unneeded.get(sender) == peer.id:
+                del self._unneeded[sender]
+                return  # its answer to an Ask, but a start was found without it
             raise Foreign(f"offers a model of {self._context.roster.name(sender)}, not asked for")
         self._check_schema(head, offer)
         if not self._is_news(peer, sender, head):
@@ -144,6 +148,8 @@ class Reception:
         return peer
 
     def forget_borrowed(self) -> None:
+        unanswered = {m: p for m, p in self.asked.items() if m not in self.borrowed}
+        self._unneeded.update(unanswered)
         for member in sorted(self.borrowed):
             self._context.emit(Forget(member))
         self.borrowed.clear()

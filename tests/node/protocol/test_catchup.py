@@ -167,3 +167,22 @@ def test_nothing_borrowed_is_left_after_the_new_start() -> None:
     assert len(lone.all(ev.Rebase)) == 1
     assert not lone.core.reception.transfers.by_member
     assert lone.all(ev.DropPayload)[-1].member == lone.ids[4]
+
+
+def test_an_answer_that_is_no_longer_needed_is_nobodys_fault() -> None:
+    state = ev.CoreState(round=5, version=5, incarnation=1, mixed_round=5)
+    edges = [(0, 1), (0, 2), (0, 3), (0, 5), (1, 4)]
+    lone = Lone(edges=edges, count=6, state=state)
+    lone.link(1, 2, 3, 5, round_=15)
+    lone.frame(1, Heads((lone.presence(4, 15),)))
+    assert lone.sent(Ask, 1) == [Ask(lone.ids[4])]
+    for i in (2, 3, 5):
+        lone.frame(i, lone.offer(i, 15))
+    assert len(lone.all(ev.Rebase)) == 1
+    lone.frame(2, lone.offer(4, 15))  # who was not asked for it
+    assert lone.rejections == {"foreign": 1}
+    lone.frame(1, lone.offer(4, 15))  # who was: once, and without effect
+    assert lone.rejections == {"foreign": 1}
+    assert not [s for s in lone.all(ev.StoreChunk) if s.member == lone.ids[4]]
+    lone.frame(1, lone.offer(4, 15))
+    assert lone.rejections == {"foreign": 2}
