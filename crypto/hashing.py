@@ -1,8 +1,8 @@
 """The digest of a payload: BLAKE3 over a flat list of the digests of its 64 KiB leaves.
 
 The list lets a receiver check every chunk on arrival and in any order; the root binds the list
-and the total length. One thread: a second one gave 2 % more where this was measured, and the
-cores of a node are busy with training.
+and the total length. One thread: a second one nearly halves the time on an idle machine (.059 s to
+.033 s for 256 MB), and gives nothing where the other cores are busy, as they are with training.
 """
 
 from __future__ import annotations
