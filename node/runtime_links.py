@@ -62,6 +62,12 @@ class TransportLinks:
     def received_bytes(self) -> int:
         return self._transport.stats.received.total()
 
+    def bytes_by_peer(self) -> dict[NodeId, tuple[int, int]]:
+        """(sent, received) for each member that there was a link with, sorted."""
+        stats = self._transport.stats
+        peers = sorted({*stats.sent, *stats.received})
+        return {peer: (stats.sent[peer], stats.received[peer]) for peer in peers}
+
     @property
     def refused(self) -> Mapping[str, int]:
         """Connections that became no link, by reason: strangers, scanners, floods."""

@@ -11,18 +11,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import json
+import os
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from crypto.identity import NodeId
 from node.errors import GrapevineError
+
+if TYPE_CHECKING:
+    from node.runtime_links import TransportLinks
 
 # Vectors of every round are written down for the consensus distance: up to here they cost less
 # than the checkpoint that is written anyway.
 VECTOR_BYTES_MAX: Final = 1 << 20
 VECTORS: Final = "vectors.f32"
+TRAFFIC: Final = "traffic.jsonl"  # bytes by neighbour after each round, and at the end
 
 
 def preload() -> None:
@@ -69,18 +76,39 @@ def _run(node: Path, seed: int | None, plan: Path | None) -> None:
     parts = assemble(settings, base=node.parent, seed=seed)
     log = LogFile(parts.directory.path / "log.jsonl")
     try:
-        links: Links = tcp_links(parts)
+        inner = tcp_links(parts)
+        links: Links = inner
         pad = None
         if plan is not None:
             weather = Weather(read_plan(plan))
             links = FaultyLinks(links, weather, parts.consortium.roster.name)
             pad = weather.training_s
         _write_vectors(parts.learner, node.parent / VECTORS)
-        runtime = NodeRuntime(parts, links, (log, JsonLines(sys.stdout)), pad=pad)
-        asyncio.run(runtime.run(handle_signals=True))
+        traffic = _Traffic(inner, parts.consortium.roster.name, node.parent / TRAFFIC)
+        runtime = NodeRuntime(parts, links, (log, JsonLines(sys.stdout), traffic), pad=pad)
+        try:
+            asyncio.run(runtime.run(handle_signals=True))
+        finally:
+            traffic.write()
     finally:
         log.close()
         parts.close()
+
+
+class _Traffic:
+    """Appends what went over each link since the process began: one object a round, and a last."""
+
+    def __init__(self, links: TransportLinks, name: Callable[[NodeId], str], path: Path) -> None:
+        self._links, self._name, self._path = links, name, path
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "round":
+            self.write()
+
+    def write(self) -> None:
+        found = {self._name(peer): list(both) for peer, both in self._links.bytes_by_peer().items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"pid": os.getpid(), "links": found}) + "\n")
 
 
 def _write_vectors(learner: Any, path: Path) -> None:

@@ -77,6 +77,7 @@ class _Half:
         "latency",
         "loss",
         "rate",
+        "sent_bytes",
         "shape",
         "source",
         "target",
@@ -88,6 +89,7 @@ class _Half:
     def __init__(self, edge: _Edge, source: int, target: int, shape: LinkShape) -> None:
         self.edge, self.source, self.target = edge, source, target
         self.up = False  # as ``source`` sees it
+        self.sent_bytes = 0  # since the run's start
         self.last = 0  # when the newest frame arrives: a stream keeps its order
         self.free = 0  # when the link's own bandwidth is free again
         self.holds = 0  # clogs and one-way partitions that hold what is sent
@@ -136,6 +138,10 @@ class Network:
         """Change a link; what is on the wire still arrives as it was sent."""
         self._halves[a][b].reshape(shape)
         self._halves[b][a].reshape(shape)
+
+    def link_bytes(self, a: int, b: int) -> int:
+        """What ``a`` has sent to ``b`` so far."""
+        return self._halves[a][b].sent_bytes
 
     def linked(self, a: int, b: int) -> bool:
         return self._halves[a][b].up and self._halves[b][a].up
@@ -270,7 +276,9 @@ class Network:
         half = self._halves[node].get(peer)
         if half is None or not half.up:
             return
-        self.sent_bytes[node] += len(frame)
+        size = len(frame)
+        self.sent_bytes[node] += size
+        half.sent_bytes += size
         if half.holds:
             half.held.append((half.edge.number, frame, digest, ""))
         else:

@@ -276,8 +276,17 @@ class Outages:
 
     def _begin(self, fault: Fault, names: tuple[str, ...], what: str, *, key: str = "") -> None:
         label = fault.name or f"{fault.kind}: {what}"
+        pairs = fault.pairs if isinstance(fault, Link) else ()
+        if isinstance(fault, Clog):
+            pairs = ((names[0], names[1]),)
         span = FaultSpan(
-            kind=fault.kind, nodes=names, start=self._simulation.now, end=None, label=label
+            kind=fault.kind,
+            nodes=names,
+            start=self._simulation.now,
+            label=label,
+            sides=fault.sides if isinstance(fault, Partition) else (),
+            one_way=isinstance(fault, Partition) and fault.one_way,
+            pairs=pairs,
         )
         self._open[fault.kind, key or names[0]] = len(self._spans)
         self._spans.append(span)

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
-import numpy as np
 import torch
 from msgspec import Struct, structs
-from numpy.typing import NDArray
 
 from crypto.identity import NodeId
 from node.learning.task import Part
@@ -20,15 +18,15 @@ from node.types.events import Equivocation, Publishing, Received, RoundDone, Sou
 from node.types.messages import SignedHeader
 from scenarios.baselines import baselines as train_baselines
 from scenarios.checkers import Checkers
-from scenarios.child import VECTORS
 from scenarios.expectations import Evidence, Reconvergence, judge, reconvergence, remarks
 from scenarios.faults import Crash, Heal, Link, Partition, Restart, Slow
-from scenarios.founding import Founded, Seat
-from scenarios.measures import Spread, by_round
+from scenarios.founding import Founded
+from scenarios.measures import by_round
+from scenarios.partitions import partition_runs
 from scenarios.prepare import Founded as Prepared
 from scenarios.processes_log import Happened, NodeLog
-from scenarios.record import Check, DistanceRow, FaultSpan, Missed, NodeRun, RoundRow, Run
-from scenarios.settings import Scenario
+from scenarios.processes_models import consensus, distances, final_vector, links
+from scenarios.record import Check, FaultSpan, Missed, NodeRun, RoundRow, Run
 
 T = TypeVar("T")
 
@@ -47,13 +45,19 @@ def collect(
     wall_s: float,
 ) -> Run:
     """The Run, without baselines and expectations."""
+    from scenarios.simulation import undisturbed
+
     scenario, graph = prepared.scenario, prepared.scenario.graph
     rows = sorted((row for log in logs.values() for row in _rows(log)), key=lambda row: row.at)
     nodes = tuple(_node(log, rows, prepared.parts[name]) for name, log in logs.items())
     finished = [node for node in nodes if node.ended == "finished"]
-    vectors = {node.name: _vector(logs[node.name].seat) for node in finished}
+    vectors = {node.name: final_vector(logs[node.name].seat) for node in finished}
     spread = consensus({name: v for name, v in vectors.items() if v is not None}, founded)
-    policy = founded.consortium.policy
+    found = distances(logs, founded, rows, scenario.partitions)
+    # in simulation: real time has no second take
+    free = _on_one_thread(lambda: undisturbed(scenario))
+    rows = [structs.replace(row, distance=found.own.get((row.node, row.round))) for row in rows]
+    policy, faults = founded.consortium.policy, spans(happened)
     return Run(
         scenario=scenario.name,
         engine="processes",
@@ -64,8 +68,11 @@ def collect(
         edges=graph.edges,
         nodes=nodes,
         rows=tuple(rows),
-        faults=spans(happened),
-        distances=distances(logs, founded, rows),
+        faults=faults,
+        distances=found.rows,
+        links=links(logs, graph.edges),
+        partitions=partition_runs(faults, rows, found.rows, found.apart, free),
+        distances_free=tuple(free.distances.items()) if free else (),
         consensus_distance=spread[0] if spread else None,
         consensus_relative=spread[1] if spread else None,
         checks=checks(founded, logs, happened),
@@ -91,7 +98,7 @@ def judged(
         begun = time.perf_counter()
         compared = _on_one_thread(lambda: train_baselines(scenario, prepared.parts))
         baselines_s = time.perf_counter() - begun
-    back = _reconvergence(scenario, run, happened)
+    back = _reconvergence(run, happened)
     down = {span.nodes[0] for span in run.faults if span.kind == "crash" and span.end is None}
     evidence = Evidence(
         nodes=run.nodes,
@@ -124,19 +131,13 @@ def _on_one_thread(work: Callable[[], T]) -> T:
         torch.set_num_threads(threads)
 
 
-def _reconvergence(
-    scenario: Scenario, run: Run, happened: Sequence[Happened]
-) -> Reconvergence | None:
-    """Against the same-seed run without faults, in simulation: real time has no second take."""
+def _reconvergence(run: Run, happened: Sequence[Happened]) -> Reconvergence | None:
     mended = [one for one in happened if one.fault.mends]
-    if not mended or scenario.settings.expect.reconverged_within_rounds is None:
+    if not mended or not run.distances_free:
         return None
-    from scenarios.simulation import simulate
-
-    free = simulate(scenario.without_faults())
     return reconvergence(
         by_round(run.distances),
-        by_round(free.distances),
+        dict(run.distances_free),
         mended=mended[-1].round,
         broken=happened[0].round,
     )
@@ -238,66 +239,6 @@ def _missed(rows: Sequence[RoundRow]) -> tuple[Missed, ...]:
     return tuple(found.values())
 
 
-# ── consensus ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _vector(seat: Seat) -> NDArray[np.float64] | None:
-    """The final shared vector (P,), or None where the node left no readable model."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(seat.state / "model.safetensors")["vector"].astype(np.float64)
-    except (OSError, SafetensorError, KeyError):
-        return None
-
-
-def consensus(
-    vectors: Mapping[str, NDArray[np.float64]], founded: Founded
-) -> tuple[float, float] | None:
-    """(D, D/‖x̄‖) over the vectors, π by samples."""
-    if not vectors:
-        return None
-    models = np.stack(list(vectors.values()))
-    spread = Spread(models[0].copy())
-    spread.add(models, np.array([founded.seats[name].samples for name in vectors], dtype=float))
-    return spread.distance()
-
-
-def distances(
-    logs: Mapping[str, NodeLog], founded: Founded, rows: Sequence[RoundRow]
-) -> tuple[DistanceRow, ...]:
-    """D of every round that at least two nodes mixed, from the vectors that they wrote down."""
-    at: dict[int, float] = {}
-    for row in rows:
-        at[row.round] = max(at.get(row.round, 0.0), row.at)
-    by_round: dict[int, dict[str, NDArray[np.float64]]] = {}
-    for name, log in logs.items():
-        for round_, vector in read_vectors(log.seat.folder / VECTORS):
-            by_round.setdefault(round_, {})[name] = vector
-    made = []
-    for round_, vectors in sorted(by_round.items()):
-        found = consensus(vectors, founded) if len(vectors) > 1 else None
-        if found is not None and round_ in at:
-            made.append(DistanceRow(at[round_], round_, *found))
-    return tuple(made)
-
-
-def read_vectors(path: Path) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """(round, vector) as scenarios.child appends them: round, length as u32; then floats."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return
-    place = 0
-    while place + 8 <= len(data):
-        round_, length = np.frombuffer(data, "<u4", 2, place).tolist()
-        if place + 8 + 4 * length > len(data):
-            return  # the process was killed as it wrote
-        yield round_, np.frombuffer(data, "<f4", length, place + 8).astype(np.float64)
-        place += 8 + 4 * length
-
-
 # ── faults and checks ───────────────────────────────────────────────────────────────────────────
 
 
@@ -307,6 +248,8 @@ def spans(happened: Sequence[Happened]) -> tuple[FaultSpan, ...]:
     for one in happened:
         at, fault = one.at, one.fault
         nodes: tuple[str, ...] = ()
+        sides: tuple[tuple[str, ...], ...] = ()
+        pairs: tuple[tuple[str, str], ...] = ()
         match fault:
             case Heal():
                 made = [_closed(s, at) if s.kind == "partition" else s for s in made]
@@ -320,17 +263,28 @@ def spans(happened: Sequence[Happened]) -> tuple[FaultSpan, ...]:
                 continue
             case Partition():
                 nodes = tuple(name for side in fault.sides for name in side)
+                sides = fault.sides
             case Crash() | Slow():
                 nodes = fault.nodes
             case Link():
                 nodes = tuple(sorted({name for pair in fault.pairs for name in pair}))
+                pairs = fault.pairs
         if isinstance(fault, Crash):
             made += [
                 FaultSpan(kind="crash", nodes=(name,), start=at, label=f"{name} killed")
                 for name in nodes
             ]
         else:
-            made.append(FaultSpan(kind=fault.kind, nodes=nodes, start=at, label=fault.label))
+            made.append(
+                FaultSpan(
+                    kind=fault.kind,
+                    nodes=nodes,
+                    start=at,
+                    label=fault.label,
+                    sides=sides,
+                    pairs=pairs,
+                )
+            )
     return tuple(made)
 
 

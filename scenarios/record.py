@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
 
 class RoundRow(Struct, frozen=True, kw_only=True):
@@ -32,6 +32,8 @@ class RoundRow(Struct, frozen=True, kw_only=True):
     late: int = 0
     alone: bool = False
     kept_own: str = ""  # why the rule left the own model as it was
+    # ‖x − x̄‖ over the shared vector, x̄ the samples' mean of all that mixed this round
+    distance: float | None = None
 
 
 class Missed(Struct, frozen=True):
@@ -82,6 +84,61 @@ class FaultSpan(Struct, frozen=True, kw_only=True):
     start: float
     end: float | None = None
     label: str = ""
+    sides: tuple[tuple[str, ...], ...] = ()  # of a partition
+    one_way: bool = False  # only what an earlier side sends to a later one is held
+    pairs: tuple[tuple[str, str], ...] = ()  # of links that are changed or clogged
+
+
+class LinkRun(Struct, frozen=True):
+    """One edge of the graph: bytes that left each end for the other, all frames, the whole run."""
+
+    a: str
+    b: str
+    a_to_b_bytes: int | None = None
+    b_to_a_bytes: int | None = None
+
+
+class Apart(Struct, frozen=True):
+    """How far the sides of a partition are from each other after one round."""
+
+    at: float
+    round: int
+    distance: float  # the greatest between two sides' mean models
+    consensus: float  # D of the same round
+
+
+class SideRun(Struct, frozen=True):
+    """One side of a partition. ``accuracy``: (seconds, mean, least) after each round of the run."""
+
+    nodes: tuple[str, ...]
+    accuracy: tuple[tuple[float, float, float], ...] = ()
+
+
+class PartitionRun(Struct, frozen=True, kw_only=True):
+    """What one partition did, from the cut to the re-consensus; None where it is not known.
+
+    Ratios are against the same-seed run without faults, where there was one: ``peak_ratio`` the
+    greatest of D since the cut, ``apart_peak_ratio`` that of the distance between the sides.
+    """
+
+    label: str
+    start: float
+    end: float | None
+    sides: tuple[SideRun, ...]
+    start_round: int  # the last mixed anywhere when the cut came
+    end_round: int | None = None
+    apart: tuple[Apart, ...] = ()  # over the whole run
+    apart_free: tuple[tuple[int, float], ...] = ()  # (round, distance) of the run without faults
+    apart_peak_ratio: float | None = None
+    peak_ratio: float | None = None
+    reconverged_rounds: int | None = None  # from ``end_round`` until D is within 1.5×
+    reconverged_s: float | None = None  # from the heal until the last node has mixed that round
+
+    @property
+    def apart_peak(self) -> float | None:
+        """The greatest distance between the sides since the cut."""
+        since = (one.distance for one in self.apart if one.round > self.start_round)
+        return max(since, default=None)
 
 
 class DistanceRow(Struct, frozen=True):
@@ -143,6 +200,10 @@ class Run(Struct, frozen=True, kw_only=True):
     rows: tuple[RoundRow, ...] = ()
     faults: tuple[FaultSpan, ...] = ()
     distances: tuple[DistanceRow, ...] = ()
+    # D by round of the same-seed run without faults, where the scenario asks for the comparison
+    distances_free: tuple[tuple[int, float], ...] = ()
+    links: tuple[LinkRun, ...] = ()
+    partitions: tuple[PartitionRun, ...] = ()
     consensus_distance: float | None = None
     consensus_relative: float | None = None  # D/‖x̄‖
     baselines: Baselines | None = None
@@ -205,6 +266,8 @@ def result(run: Run) -> dict[str, Any]:
             {"kind": f.kind, "nodes": list(f.nodes), "start": f.start, "end": f.end}
             for f in run.faults
         ],
+        "links": [to_builtins(link) for link in run.links],
+        "partitions": [_partition(found) for found in run.partitions],
         "notes": list(run.notes),
     }
     cleaned: dict[str, Any] = _finite(made)
@@ -237,6 +300,38 @@ def _node(node: NodeRun) -> dict[str, Any]:
         "digest": node.digest,
         "model": node.model,
         "ended": node.ended,
+    }
+
+
+def _partition(found: PartitionRun) -> dict[str, Any]:
+    return {
+        "label": found.label,
+        "start": found.start,
+        "end": found.end,
+        "start_round": found.start_round,
+        "end_round": found.end_round,
+        "sides": [
+            {"nodes": list(side.nodes), "accuracy": [list(point) for point in side.accuracy]}
+            for side in found.sides
+        ],
+        "divergence": {
+            "rounds": [
+                {
+                    "round": one.round,
+                    "t": one.at,
+                    "distance": one.distance,
+                    "consensus_distance": one.consensus,
+                    "over_consensus": one.distance / one.consensus if one.consensus else None,
+                }
+                for one in found.apart
+            ],
+            "peak": found.apart_peak,
+            "without_faults": [list(point) for point in found.apart_free],
+            "peak_ratio": found.apart_peak_ratio,
+        },
+        "peak_ratio": found.peak_ratio,
+        "reconverged_rounds": found.reconverged_rounds,
+        "reconverged_s": found.reconverged_s,
     }
 
 

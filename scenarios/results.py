@@ -12,7 +12,8 @@ from scenarios.baselines import baselines as train_baselines
 from scenarios.expectations import Evidence, Reconvergence, judge, reconvergence, remarks
 from scenarios.faults import Crash, DiskFull, Restart
 from scenarios.measures import by_round, consensus
-from scenarios.record import Check, DistanceRow, Missed, NodeRun, Run
+from scenarios.partitions import Calm, partition_runs
+from scenarios.record import Check, DistanceRow, LinkRun, Missed, NodeRun, Run
 
 if TYPE_CHECKING:
     from scenarios.simulation import Simulation
@@ -25,12 +26,12 @@ _INTERVALS_NODES_MAX: Final = 64
 def collect(
     simulation: Simulation,
     *,
-    free: Mapping[int, float] | None,
+    free: Calm | None,
     setup_s: float,
     wall_s: float,
     baselines: bool,
 ) -> Run:
-    """The Run of a simulation that has ended; ``free``: D by round of the run without faults."""
+    """The Run of a simulation that has ended; ``free``: the same without faults."""
     scenario, founded = simulation.scenario, simulation.founded
     figures = _figures(simulation)
     nodes = tuple(_node_run(simulation, node, figures) for node in simulation.nodes)
@@ -45,6 +46,7 @@ def collect(
     compared = train_baselines(scenario, founded.parts) if baselines else None
     baselines_s = time.perf_counter() - begun if baselines else None
     distances = simulation.measures.distances()
+    spans = simulation.outages.spans()
     back = _reconvergence(simulation, distances, free)
     evidence = Evidence(
         nodes=nodes,
@@ -67,8 +69,13 @@ def collect(
         edges=scenario.graph.edges,
         nodes=nodes,
         rows=tuple(simulation.measures.rows),
-        faults=simulation.outages.spans(),
+        faults=spans,
         distances=distances,
+        distances_free=tuple(free.distances.items()) if free else (),
+        links=_links(simulation),
+        partitions=partition_runs(
+            spans, simulation.measures.rows, distances, simulation.measures.apart(), free
+        ),
         consensus_distance=distance,
         consensus_relative=relative,
         baselines=compared,
@@ -157,11 +164,22 @@ def _happened(simulation: Simulation) -> tuple[Check, ...]:
     return (Check("every event happened", not left, value, len(simulation.scenario.faults)),)
 
 
+def _links(simulation: Simulation) -> tuple[LinkRun, ...]:
+    sent = simulation.network.link_bytes
+    places = {node.name: node.index for node in simulation.nodes}
+    return tuple(
+        LinkRun(a, b, sent(places[a], places[b]), sent(places[b], places[a]))
+        for a, b in simulation.scenario.graph.edges
+    )
+
+
 def _reconvergence(
-    simulation: Simulation, distances: tuple[DistanceRow, ...], free: Mapping[int, float] | None
+    simulation: Simulation, distances: tuple[DistanceRow, ...], free: Calm | None
 ) -> Reconvergence | None:
     mended = simulation.outages.mended
     if free is None or not mended:
         return None
     faulty = by_round(distances)
-    return reconvergence(faulty, free, mended=mended[-1].round, broken=simulation.outages.broken)
+    return reconvergence(
+        faulty, free.distances, mended=mended[-1].round, broken=simulation.outages.broken
+    )

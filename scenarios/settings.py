@@ -24,7 +24,7 @@ from node.types.settings import (
 )
 from scenarios.chaos import ChaosSettings, check_chaos, draw
 from scenarios.events import compile_events
-from scenarios.faults import Fault
+from scenarios.faults import Fault, Partition
 from scenarios.vocabulary import EventSettings, LinkShape
 from topology.generate import build
 from topology.graph import Graph
@@ -110,6 +110,11 @@ class Scenario(Struct, frozen=True, kw_only=True):
     @property
     def seed(self) -> int:
         return self.settings.seed
+
+    @property
+    def partitions(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        """The sides of every partition, in order."""
+        return tuple(fault.sides for fault in self.faults if isinstance(fault, Partition))
 
     def with_seed(self, seed: int | None) -> Scenario:
         """The same scenario under another seed; None leaves it as it is."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -21,9 +21,10 @@ from node.types import events as ev
 from scenarios.carrier import Carrier
 from scenarios.checkers import Checkers
 from scenarios.expectations import check_baselines
-from scenarios.measures import Measures, by_round
+from scenarios.measures import Measures, Sides, by_round
 from scenarios.network import SECOND, Clock, Network
 from scenarios.outages import Outages
+from scenarios.partitions import Calm
 from scenarios.prepare import Founded, found
 from scenarios.record import RoundRow, Run
 from scenarios.results import collect
@@ -54,10 +55,18 @@ class Hooks(Struct, kw_only=True):
 
 
 class Simulation:
-    """One run. ``run`` may be called once."""
+    """One run. ``run`` may be called once.
+
+    ``partitions``: between whose sides the models' distance is measured, besides the scenario's.
+    """
 
     def __init__(
-        self, founded: Founded, hooks: Hooks | None = None, on_progress: Progress | None = None
+        self,
+        founded: Founded,
+        hooks: Hooks | None = None,
+        on_progress: Progress | None = None,
+        *,
+        partitions: Sequence[Sides] = (),
     ) -> None:
         self.founded, self.hooks = founded, hooks or Hooks()
         self.scenario = founded.scenario
@@ -90,7 +99,11 @@ class Simulation:
         self.checkers = Checkers(
             founded.roster, founded.policy, attackers=[founded.ids[a] for a in self.attackers]
         )
-        self.measures = Measures(evaluate=self.hooks.evaluate)
+        self.measures = Measures(
+            names,
+            evaluate=self.hooks.evaluate,
+            partitions=(*self.scenario.partitions, *partitions),
+        )
         self.outages = Outages(self)
         keeps_disks = self.outages.restarts or bool(self.hooks.kill_at)
         self._memo: dict[tuple[bytes, str, bytes, bytes], bool] = {}
@@ -351,17 +364,23 @@ def simulate(
         started = time.perf_counter()
         simulation.run()
         ended = time.perf_counter()
-        free = None
-        if scenario.settings.expect.reconverged_within_rounds is not None:
-            calm = Simulation(found(scenario.without_faults()), Hooks(evaluate=False))
-            calm.run()
-            free = by_round(calm.measures.distances())
         return collect(
             simulation,
-            free=free,
+            free=undisturbed(scenario),
             setup_s=started - begun,
             wall_s=ended - started,
             baselines=baselines,
         )
     finally:
         torch.set_num_threads(threads)
+
+
+def undisturbed(scenario: Scenario) -> Calm | None:
+    """The same seed without faults, where the scenario expects the comparison."""
+    if scenario.settings.expect.reconverged_within_rounds is None:
+        return None
+    calm = Simulation(
+        found(scenario.without_faults()), Hooks(evaluate=False), partitions=scenario.partitions
+    )
+    calm.run()
+    return Calm(by_round(calm.measures.distances()), calm.measures.apart())

@@ -13,7 +13,7 @@ from node.storage.directory import StateDirectory
 from scenarios import processes_fleet
 from scenarios.nursery import Nursery
 from scenarios.processes import MARK, clear, run_processes
-from scenarios.processes_result import consensus, read_vectors
+from scenarios.processes_models import consensus, vector_places
 from scenarios.record import NodeRun, Run, result
 from scenarios.settings import Scenario, parse_scenario
 
@@ -74,11 +74,24 @@ def test_three_processes_learn_and_leave_everything_behind(run_it: Runs, tmp_pat
     assert len([row for row in run.rows if row.node == "n0"]) == 18
     assert [row.round for row in run.distances] == list(range(1, 19))
     assert run.distances[-1].distance == pytest.approx(run.consensus_distance, rel=1e-3)
+    # D² is the samples' mean of the nodes' own squares
+    last = [row for row in run.rows if row.round == 18]
+    samples = [node_of(run, row.node).samples for row in last]
+    squares = [samples[i] * (row.distance or 0) ** 2 for i, row in enumerate(last)]
+    assert sum(squares) / sum(samples) == pytest.approx(run.distances[-1].distance ** 2)
+    # both ends of a link count the same bytes, and a node's links make up all that it sent
+    assert [(link.a, link.b) for link in run.links] == list(run.edges)
+    sent = dict.fromkeys(("n0", "n1", "n2"), 0)
+    for link in run.links:
+        sent[link.a] += link.a_to_b_bytes or 0
+        sent[link.b] += link.b_to_a_bytes or 0
+    assert all(sent[node.name] >= node.sent_bytes > 10_000 for node in run.nodes)
     assert run.baselines is not None
     assert result(run)["nodes"]["n1"]["ended"] == "finished"
     for name in ("n0", "n1", "n2"):
         assert (folder / name / "state" / "model.safetensors").is_file()
-        assert dict(read_vectors(folder / name / "vectors.f32")).keys() == set(range(1, 19))
+        written = vector_places(folder / name / "vectors.f32")
+        assert [round_ for round_, _, _ in written] == list(range(1, 19))
     # an earlier run's folder may be used again
     clear(folder)
     assert [path.name for path in folder.iterdir()] == [MARK]
