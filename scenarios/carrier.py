@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from crypto.identity import NodeId
 from node.learning.batch import mix_batch, train_batch
-from node.protocol.frames import chunk_prefix, encode
+from node.protocol.frames import chunk_prefix, encode, is_chunk
 from node.types import events as ev
 from node.types.messages import CHUNK_BYTES, Gone
 from scenarios.virtual_node import LearnerState, VirtualNode
@@ -24,9 +24,7 @@ class Carrier:
 
     def __init__(self, run: Simulation, *, keeps_disks: bool) -> None:
         self._run = run
-        compute = run.scenario.settings.compute
-        self._step_ns = compute.step_ms * 1e6
-        self._persist_ns = round(compute.persist_ms * 1e6)
+        self._persist_ns = round(run.scenario.settings.compute.persist_ms * 1e6)
         # only a node that may start again needs what a checkpoint would hold
         self._keeps_disks = keeps_disks
         self._trains: dict[int, int] = {}  # node -> round: issued, not run
@@ -74,7 +72,8 @@ class Carrier:
         # an offer goes to all neighbours as one object: hash it once
         if frame is not self._last_frame[0]:
             self._last_frame = (frame, blake3(frame).digest())
-        self._run.network.send(node.index, self._run.by_id[peer].index, frame, self._last_frame[1])
+        to, digest = self._run.by_id[peer].index, self._last_frame[1]
+        self._run.network.send(node.index, to, frame, digest, bulk=is_chunk(frame))
 
     def _release(self, node: VirtualNode) -> None:
         for peer in list(node.withheld):
@@ -109,7 +108,7 @@ class Carrier:
 
     def _train(self, node: VirtualNode, effect: ev.Train) -> None:
         self._trains[node.index] = effect.round
-        takes = round(node.steps * self._step_ns * node.slow)
+        takes = round(node.steps * node.step_ms * 1e6 * node.slow)
         self._run.clock.at(self._run.clock.now + takes, self._train_due, node, node.boots)
 
     def _train_due(self, node: VirtualNode, boots: int) -> None:

@@ -17,6 +17,7 @@ from scenarios.faults import (
     Link,
     Partition,
     Pause,
+    Reset,
     Restart,
     Resume,
     Slow,
@@ -130,7 +131,7 @@ def _of_nodes(kind: type[Crash | Pause | Resume | DiskFull], key: str) -> _Maker
     return make
 
 
-def _of_links(kind: type[Clog | Unclog], key: str) -> _Maker:
+def _of_links(kind: type[Clog | Unclog | Reset], key: str) -> _Maker:
     def make(e: EventSettings, graph: Graph, where: str, at: When, name: str) -> Fault:
         ends = getattr(e, key)
         return kind(at=at, name=name, pairs=edges_between(ends.a, ends.b, graph, where, key))
@@ -149,6 +150,7 @@ _MAKERS: Final[dict[str, _Maker]] = {
     "link": _make_link,
     "clog": _of_links(Clog, "clog"),
     "unclog": _of_links(Unclog, "unclog"),
+    "reset": _of_links(Reset, "reset"),
     "clock_skew": _make_skew,
     "disk_full": _of_nodes(DiskFull, "disk_full"),
 }

@@ -122,6 +122,12 @@ class Unclog(_Timed, frozen=True, kw_only=True):
     pairs: tuple[tuple[str, str], ...]
 
 
+class Reset(_Timed, frozen=True, kw_only=True):
+    """These links break once, with what is on the wire; their ends may dial again at once."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+
 class ClockSkew(_Timed, frozen=True, kw_only=True):
     """Wall clocks are off. A node reads its own when it starts, and never again."""
 
@@ -146,6 +152,7 @@ Fault = (
     | Link
     | Clog
     | Unclog
+    | Reset
     | ClockSkew
     | DiskFull
 )
@@ -161,6 +168,6 @@ def concerned(fault: Fault, graph: Graph) -> tuple[str, ...]:
             return tuple(name for side in fault.sides for name in side)
         case Crash() | Slow() | Pause() | DiskFull() | ClockSkew():
             return fault.nodes
-        case Link() | Clog():
+        case Link() | Clog() | Reset():
             return tuple(sorted({name for pair in fault.pairs for name in pair}))
     return graph.nodes

@@ -1,7 +1,8 @@
 """The virtual network: ordered links with latency, jitter, bandwidth, loss; cut, clogged, healed.
 
-It carries bytes and knows nothing of cores. Loss is what it is on a stream: a delay. Only a cut,
-a crash or a hangup breaks a link. Times are whole nanoseconds of virtual time.
+It carries bytes and knows nothing of cores. Loss is what it is on a stream: a delay; over a broker,
+which nobody asks to send again, a chunk that is lost is gone. Only a cut, a reset, a crash or a
+hangup breaks a link. Times are whole nanoseconds of virtual time.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class _Half:
         self.last = 0  # when the newest frame arrives: a stream keeps its order
         self.free = 0  # when the link's own bandwidth is free again
         self.holds = 0  # clogs and one-way partitions that hold what is sent
-        self.held: list[tuple[int, bytes | None, bytes, str]] = []  # edge number, frame or break
+        # what is held: the edge's number, a frame or (None) a break and why, and whether bulk
+        self.held: list[tuple[int, bytes | None, bytes, str, bool]] = []
         self.reshape(shape)
 
     @property
@@ -111,12 +113,23 @@ class _Half:
 
 
 class Network:
-    """All links of a scenario. ``rng``: this network's own stream of chance."""
+    """All links of a scenario. ``rng``: this network's own stream of chance.
+
+    bandwidth: of each node, in Mbit/s. broker: links lead over one, and may lose what is bulk.
+    """
 
     def __init__(
-        self, clock: Clock, ends: Ends, rng: random.Random, *, nodes: int, bandwidth: float | None
+        self,
+        clock: Clock,
+        ends: Ends,
+        rng: random.Random,
+        *,
+        nodes: int,
+        bandwidth: float | None,
+        broker: bool = False,
     ) -> None:
         self._clock, self._ends, self._rng = clock, ends, rng
+        self._broker = broker
         self._alive = [False] * nodes
         self._rate = _ns_per_byte(bandwidth)  # of each node's uplink, and of its downlink
         self._up_free = [0] * nodes
@@ -124,6 +137,7 @@ class Network:
         self._halves: list[dict[int, _Half]] = [{} for _ in range(nodes)]
         self.sent_bytes = [0] * nodes
         self.received_bytes = [0] * nodes
+        self.lost_bytes = [0] * nodes  # of what each sent: a broker's losses alone
 
     def add_link(self, a: int, b: int, shape: LinkShape) -> None:
         edge = _Edge()
@@ -180,7 +194,7 @@ class Network:
             half.up = False
             self._say_down(half, why)
 
-    def cut(self, a: int, b: int) -> None:
+    def cut(self, a: int, b: int, why: str = "partitioned") -> None:
         """The link breaks at both ends at once, and what is on the wire is lost."""
         half = self._halves[a][b]
         half.edge.cut = True
@@ -188,7 +202,14 @@ class Network:
         for end in (half, half.back):
             if end.up:
                 end.up = False
-                self._ends.link_down(end.source, end.target, "partitioned")
+                self._ends.link_down(end.source, end.target, why)
+
+    def reset(self, a: int, b: int) -> None:
+        """As a cut that is healed at once: the ends may dial again."""
+        shut = self._halves[a][b].edge.cut
+        self.cut(a, b, "reset")
+        if not shut:
+            self.heal(a, b)
 
     def heal(self, a: int, b: int) -> None:
         self._halves[a][b].edge.cut = False
@@ -204,13 +225,13 @@ class Network:
         if half.holds:
             return
         held, half.held = half.held, []
-        for number, frame, digest, why in held:
+        for number, frame, digest, why, bulk in held:
             if number != half.edge.number:
                 continue
             if frame is None:
                 self._say_down(half, why)
             else:
-                self._put(half, frame, digest)
+                self._put(half, frame, digest, bulk=bulk)
 
     def _dial_again(self, half: _Half) -> None:
         if not half.shut:
@@ -250,7 +271,7 @@ class Network:
     def _say_down(self, half: _Half, why: str) -> None:
         """Tell the other end behind whatever is on the wire already."""
         if half.holds:
-            half.held.append((half.edge.number, None, b"", why))
+            half.held.append((half.edge.number, None, b"", why, False))
             return
         at = max(half.last, self._clock.now + half.latency)
         half.last = at
@@ -271,8 +292,13 @@ class Network:
 
     # ── frames ──
 
-    def send(self, node: int, peer: int, frame: bytes, digest: bytes) -> None:
-        """Send over a link that ``node`` holds up; dropped where it does not."""
+    def send(
+        self, node: int, peer: int, frame: bytes, digest: bytes, *, bulk: bool = False
+    ) -> None:
+        """Send over a link that ``node`` holds up; dropped where it does not.
+
+        bulk: part of a payload, which the receiver asks for again if it does not come.
+        """
         half = self._halves[node].get(peer)
         if half is None or not half.up:
             return
@@ -280,11 +306,11 @@ class Network:
         self.sent_bytes[node] += size
         half.sent_bytes += size
         if half.holds:
-            half.held.append((half.edge.number, frame, digest, ""))
+            half.held.append((half.edge.number, frame, digest, "", bulk))
         else:
-            self._put(half, frame, digest)
+            self._put(half, frame, digest, bulk=bulk)
 
-    def _put(self, half: _Half, frame: bytes, digest: bytes) -> None:
+    def _put(self, half: _Half, frame: bytes, digest: bytes, *, bulk: bool) -> None:
         """On the wire: when will the last byte be at the other end?"""
         size, node = len(frame), half.source
         at = self._clock.now
@@ -297,7 +323,11 @@ class Network:
         at += half.latency
         if half.jitter:
             at += round(self._rng.random() * half.jitter)
-        if half.loss:
+        if half.loss and bulk and self._broker:
+            if self._rng.random() < half.loss:
+                self.lost_bytes[node] += size  # it took its share of the uplink
+                return
+        elif half.loss:
             packets = -(-size // PACKET_BYTES)
             if self._rng.random() >= (1 - half.loss) ** packets:
                 at += max(RETRANSMIT_MIN_NS, 4 * half.latency)

@@ -17,6 +17,7 @@ from scenarios.faults import (
     Link,
     Partition,
     Pause,
+    Reset,
     Restart,
     Resume,
     Slow,
@@ -68,6 +69,7 @@ class Outages:
             Resume: self._resume,
             Clog: self._clog,
             Unclog: self._unclog,
+            Reset: self._reset,
             ClockSkew: self._skew,
             DiskFull: self._fill,
         }
@@ -173,11 +175,8 @@ class Outages:
         """Long enough: for any node to train, wait for the longest deadline, and mix."""
         simulation = self._simulation
         assert self._partition is not None
-        settings = simulation.scenario.settings
-        slowest = max(node.steps * node.slow for node in simulation.nodes)
-        a_round = (
-            slowest * settings.compute.step_ms / 1000 + simulation.founded.policy.deadline_max_s
-        )
+        slowest = max(node.steps * node.step_ms * node.slow for node in simulation.nodes)
+        a_round = slowest / 1000 + simulation.founded.policy.deadline_max_s
         long = simulation.now - self._partition[1] > 2 * a_round
         simulation.checkers.healed(simulation.now, self._rounds(), long=long)
 
@@ -256,6 +255,13 @@ class Outages:
             self._simulation.network.release(j, i)
             self._end("clog", f"{a} {b}")
         self._mend(fault)
+
+    def _reset(self, fault: Fault) -> None:
+        assert isinstance(fault, Reset)
+        for a, b in fault.pairs:
+            self._simulation.network.reset(self._node[a].index, self._node[b].index)
+            self._begin(fault, (a, b), f"{a}–{b}", key=f"{a} {b}")
+            self._end("reset", f"{a} {b}")
 
     def _skew(self, fault: Fault) -> None:
         assert isinstance(fault, ClockSkew)

@@ -145,13 +145,18 @@ def _refuse(scenario: Scenario) -> None:
         raise ConfigError(
             f"{scenario.source}: [chaos]: processes cannot inject what it draws; simulation can"
         )
+    if scenario.settings.network.transport != "tcp":
+        raise ConfigError(
+            f"{scenario.source}: key 'network.transport': processes run over tcp, not over "
+            f"{scenario.settings.network.transport}; simulation can"
+        )
     for fault in scenario.faults:
         if what := _beyond(fault):
             raise ConfigError(
                 f"{scenario.source}: event {fault.label}: processes cannot inject {what}; "
                 "simulation can"
             )
-        if isinstance(fault, Slow) and scenario.settings.compute.step_ms == 0:
+        if isinstance(fault, Slow) and any(scenario.step_ms[name] == 0 for name in fault.nodes):
             raise ConfigError(
                 f"{scenario.source}: event {fault.label}: on processes a slow node pads its steps "
                 "to factor × compute.step_ms, and that is 0"

@@ -88,7 +88,7 @@ class Fleet:
             me=name,
             start=self._start,
             seed=derive(scenario.seed, "network", name),
-            step_ms=scenario.settings.compute.step_ms,
+            step_ms=scenario.step_ms[name],
             shapes={peer: scenario.link_shape(name, peer) for peer in self._neighbours(name)},
             uplink_mbps=scenario.settings.network.bandwidth_mbps,
             changes=str(self._changes),
@@ -200,7 +200,7 @@ class Fleet:
         """Longer than any node may be silent: a round's wait, its steps, and a fault ahead."""
         settings, learning = self.scenario.settings, self.prepared.learning
         slow = max([1.0, *(f.factor for f in self.scenario.faults if isinstance(f, Slow))])
-        steps = max(self.prepared.steps.values()) * settings.compute.step_ms / 1000
+        steps = max(self.prepared.steps.values()) * max(self.scenario.step_ms.values()) / 1000
         ahead = [f.at.seconds - self._now() for f in self._pending if f.at.seconds is not None]
         start = settings.start.after_s or 0.0
         waits = 2 * learning.deadline_max_s + learning.linger_s + start

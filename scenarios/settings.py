@@ -6,8 +6,9 @@ What an event means and when it is impossible stands in faults; the engines carr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from blake3 import blake3
 from msgspec import Meta, Struct, structs
@@ -25,7 +26,8 @@ from node.types.settings import (
 from scenarios.chaos import ChaosSettings, check_chaos, draw
 from scenarios.events import compile_events
 from scenarios.faults import Fault, Partition
-from scenarios.vocabulary import EventSettings, LinkShape
+from scenarios.groups import nodes_named
+from scenarios.vocabulary import EventSettings, LinkShape, Names
 from topology.generate import build
 from topology.graph import Graph
 from topology.settings import TopologySettings
@@ -37,17 +39,22 @@ Seed = Annotated[int, Meta(ge=0, lt=2**53)]
 class ComputeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """[compute]: what work costs in virtual time; real nodes of a scenario pad to it."""
 
-    step_ms: NonNegative = 10.0  # one local step
+    step_ms: NonNegative = 10.0  # one local step; a [[node]] table may say another
     persist_ms: NonNegative = 0.0  # one commit to disk
 
 
 class NetworkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[network]: the defaults of every link. Bandwidth is each node's uplink and its downlink."""
+    """[network]: the defaults of every link. Bandwidth is each node's uplink and its downlink.
 
+    transport: over "tcp" loss is of a packet of 1,460 bytes, and delays what it meets by
+    max(200 ms, 2 RTT); over "mqtt" it is of a chunk of a model as well, and that chunk is gone.
+    """
+
+    transport: Literal["tcp", "mqtt"] = "tcp"
     latency_ms: NonNegative = 20.0  # one way
     jitter_ms: NonNegative = 0.0  # uniform in 0 … jitter, on top of the latency
     bandwidth_mbps: Positive | None = None  # None: not a limit
-    loss: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # of a packet of 1,460 bytes
+    loss: Annotated[float, Meta(ge=0, lt=1)] = 0.0
 
 
 class LinkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -59,6 +66,13 @@ class LinkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     jitter_ms: NonNegative | None = None
     bandwidth_mbps: Positive | None = None  # of this link alone, within its ends' own
     loss: Annotated[float, Meta(ge=0, lt=1)] | None = None
+
+
+class NodeTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[[node]]: nodes that differ from [compute], by name or pattern; each may be named once."""
+
+    name: Names
+    step_ms: NonNegative
 
 
 class ExpectSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -90,16 +104,21 @@ class ScenarioSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     compute: ComputeSettings = ComputeSettings()
     network: NetworkSettings = NetworkSettings()
     link: tuple[LinkSettings, ...] = ()
+    node: tuple[NodeTable, ...] = ()
     event: tuple[EventSettings, ...] = ()
     chaos: ChaosSettings | None = None
     expect: ExpectSettings = ExpectSettings()
 
 
 class Scenario(Struct, frozen=True, kw_only=True):
-    """A scenario that was checked: what the engines take. ``source``: what errors call it."""
+    """A scenario that was checked: what the engines take. ``source``: what errors call it.
+
+    step_ms: by node, what one local step takes.
+    """
 
     settings: ScenarioSettings
     graph: Graph
+    step_ms: Mapping[str, float]
     faults: tuple[Fault, ...]
     source: str
 
@@ -135,7 +154,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
             chaos,
             self.graph,
             self.link_shape,
-            duration_s=shortest_s(self.settings, self.settings.learning.local_steps or 1),
+            duration_s=shortest_s(self, self.settings.learning.local_steps or 1),
             seed=derive(self.seed, "chaos"),
         )
         return structs.replace(self, faults=faults)
@@ -200,11 +219,17 @@ def check_scenario(
     _check_links(settings, graph, source)
     _check_start(settings, graph, source)
     faults = compile_events(settings.event, graph, source=source)
-    scenario = Scenario(settings=settings, graph=graph, faults=faults, source=source)
+    scenario = Scenario(
+        settings=settings,
+        graph=graph,
+        step_ms=_step_ms(settings, graph, source),
+        faults=faults,
+        source=source,
+    )
     learning = settings.learning
     if learning.local_steps is not None:
         check_duration(scenario, steps=learning.local_steps)
-    _check_chaos(settings, source)
+    _check_chaos(scenario)
     expect = settings.expect
     mended = settings.chaos is not None or any(f.mends for f in faults)
     if expect.reconverged_within_rounds is not None and not mended:
@@ -223,7 +248,7 @@ def check_scenario(
 def check_duration(scenario: Scenario, *, steps: int) -> None:
     """Refuse events beyond the run's shortest duration; ``steps``: fewest local steps a round."""
     settings = scenario.settings
-    shortest = shortest_s(settings, steps)
+    shortest = shortest_s(scenario, steps)
     for fault in scenario.faults:
         where = f"{scenario.source}: event {fault.label}"
         if fault.at.round is not None and fault.at.round >= settings.learning.rounds:
@@ -235,13 +260,14 @@ def check_duration(scenario: Scenario, *, steps: int) -> None:
             raise ConfigError(
                 f"{where}: at {fault.at.seconds:g} s, but the run may be over after "
                 f"{shortest:g} s ({settings.learning.rounds} rounds × {steps} steps × "
-                f"{settings.compute.step_ms:g} ms)"
+                f"{min(scenario.step_ms.values()):g} ms)"
             )
 
 
-def shortest_s(settings: ScenarioSettings, steps: int) -> float:
-    """Seconds that the training takes at least, with ``steps`` local steps a round."""
-    return settings.learning.rounds * steps * settings.compute.step_ms / 1000
+def shortest_s(scenario: Scenario, steps: int) -> float:
+    """Seconds that the training takes the quickest node, with ``steps`` local steps a round."""
+    rounds = scenario.settings.learning.rounds
+    return rounds * steps * min(scenario.step_ms.values()) / 1000
 
 
 def library_names() -> tuple[str, ...]:
@@ -264,8 +290,21 @@ def _locate(path: Path) -> Path:
     return _LIBRARY / f"{stem}.toml"
 
 
-def _check_chaos(settings: ScenarioSettings, source: str) -> None:
+def _step_ms(settings: ScenarioSettings, graph: Graph, source: str) -> dict[str, float]:
+    """By node: [compute], and what [[node]] tables say instead."""
+    said: dict[str, float] = {}
+    for number, table in enumerate(settings.node, 1):
+        where = f"{source}: [[node]] {number}"
+        for name in nodes_named(table.name, graph, where, "name"):
+            if name in said:
+                raise ConfigError(f"{where}: key 'name': '{name}' is in an earlier [[node]]")
+            said[name] = table.step_ms
+    return {name: said.get(name, settings.compute.step_ms) for name in graph.nodes}
+
+
+def _check_chaos(scenario: Scenario) -> None:
     """[chaos] draws faults into the shortest time that the training may take."""
+    settings, source = scenario.settings, scenario.source
     if settings.chaos is None:
         return
     if settings.event:
@@ -275,7 +314,7 @@ def _check_chaos(settings: ScenarioSettings, source: str) -> None:
             f"{source}: [chaos] needs 'learning.local_steps': with local_epochs nobody knows how "
             "long a round takes"
         )
-    duration_s = shortest_s(settings, settings.learning.local_steps)
+    duration_s = shortest_s(scenario, settings.learning.local_steps)
     check_chaos(settings.chaos, duration_s=duration_s, source=source)
 
 

@@ -91,6 +91,7 @@ class Simulation:
             random.Random(self._seed("network")),
             nodes=len(names),
             bandwidth=settings.network.bandwidth_mbps,
+            broker=settings.network.transport == "mqtt",
         )
         places = {name: index for index, name in enumerate(names)}
         for a, b in self.scenario.graph.edges:
@@ -122,6 +123,7 @@ class Simulation:
         """Until every node has ended and every fault has happened, or nothing moves any more."""
         for node in self.nodes:
             node.steps = self.founded.steps[node.name]
+            node.step_ms = self.scenario.step_ms[node.name]
             node.forge = self.hooks.forge.get(node.name)
             node.kill_at = self.hooks.kill_at.get(node.name)
         self.outages.prepare()
@@ -195,7 +197,7 @@ class Simulation:
     def _limit_ns(self) -> int:
         """Far beyond what the slowest run may take: a node alive then hangs."""
         policy, settings = self.founded.policy, self.scenario.settings
-        slowest = max(self.founded.steps.values()) * settings.compute.step_ms / 1000
+        slowest = max(node.steps * node.step_ms for node in self.nodes) / 1000
         a_round = slowest * self.outages.slowest + policy.deadline_max_s + 1.0
         extra = self.outages.last_s + (settings.start.after_s or 0.0) + 600.0
         boots = 1 + len(self.hooks.kill_at)

@@ -87,6 +87,7 @@ class VirtualNode:
         self.boots = 0  # processes so far; what was scheduled for an older one is dropped
         self.ended = ""
         self.slow = 1.0
+        self.step_ms = 0.0  # of one local step where nothing slows it
         self.steps = 0
         self.effects = 0  # carried out, over all boots
         self.kill_at: int | None = None

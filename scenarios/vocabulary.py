@@ -58,7 +58,7 @@ class LinkFaultSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     corrupt: Rate | None = None
 
 
-class ClogSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class BetweenSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``clog = { a = "n0", b = "*" }``: links between the two groups; without both: every link."""
 
     a: str | None = None
@@ -88,8 +88,9 @@ class EventSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     resume: Names | None = None
     slow: SlowSettings | None = None
     link: LinkFaultSettings | None = None
-    clog: ClogSettings | None = None
-    unclog: ClogSettings | None = None
+    clog: BetweenSettings | None = None
+    unclog: BetweenSettings | None = None
+    reset: BetweenSettings | None = None
     clock_skew: SkewSettings | None = None
     disk_full: Names | None = None
 
@@ -105,6 +106,7 @@ FAULTS = (
     "link",
     "clog",
     "unclog",
+    "reset",
     "clock_skew",
     "disk_full",
 )

@@ -17,6 +17,7 @@ from scenarios.faults import (
     Link,
     Partition,
     Pause,
+    Reset,
     Restart,
     Resume,
     Slow,
@@ -25,7 +26,7 @@ from scenarios.faults import (
 )
 
 _OF_NODES = {Crash: "crash", Pause: "pause", Resume: "resume", DiskFull: "disk_full"}
-_OF_LINKS = {Clog: "clog", Unclog: "unclog"}
+_OF_LINKS = {Clog: "clog", Unclog: "unclog", Reset: "reset"}
 
 
 def event_tables(faults: Iterable[Fault]) -> list[dict[str, Any]]:
@@ -54,7 +55,7 @@ def _tables(fault: Fault) -> list[dict[str, Any]]:
         case Link():
             changed = {k: v for k, v in structs.asdict(fault.change).items() if v is not None}
             return [{"link": changed | {"a": a, "b": b}} for a, b in fault.pairs]
-        case Clog() | Unclog():
+        case Clog() | Unclog() | Reset():
             return [{_OF_LINKS[type(fault)]: {"a": a, "b": b}} for a, b in fault.pairs]
         case Crash() | Pause() | Resume() | DiskFull():
             return [{_OF_NODES[type(fault)]: list(fault.nodes)}]

@@ -45,6 +45,11 @@ def chunk_prefix(root: bytes, index: int) -> bytes:
     return bytes((VERSION, CHUNK)) + root + index.to_bytes(4, "big")
 
 
+def is_chunk(frame: bytes | memoryview) -> bool:
+    """Whether it carries a part of a payload, rather than a message."""
+    return frame[1] == CHUNK
+
+
 def decode(frame: bytes | memoryview) -> Message | Chunk:
     """Parse one frame. Raises MalformedFrame for anything that is not exactly one of ours."""
     if len(frame) > FRAME_BYTES_MAX:

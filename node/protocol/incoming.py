@@ -3,6 +3,10 @@
 At most one transfer per sender; large ones one at a time, so that spooled bytes stay within 64 MiB
 or one payload while links are quick, and in turns where they are slow. A chunk's bytes pass through
 here once and are not kept.
+
+A stream loses no chunk, a broker may. Links keep their order, so a chunk is lost once others that
+were asked for after it are here, and is asked for again (TCP's fast retransmit, RFC 5681). Where
+nothing comes after it, a timer asks for the one that should come last: it answers for all before.
 """
 
 from __future__ import annotations
@@ -34,8 +38,12 @@ NODE_CHUNKS: Final = CREDIT_NODE_BYTES // CHUNK_BYTES  # 128
 WANT_CHUNKS: Final = 4  # asked for at a time: the pipe stays full while the window slides
 LARGE_BYTES: Final = 8 * MiB
 SLICE_S: Final = 2.0  # a large transfer that takes longer lets the next one go first
-STALL_S: Final = 5.0
-STALLS_MAX: Final = 6  # without one new chunk: give the transfer up
+OVERTAKEN: Final = 3  # chunks asked for later that came: as many as TCP takes for a loss
+STALL_S: Final = 5.0  # without a chunk, on a link whose pace is not known: ask again
+STALL_MIN_S: Final = 0.5  # on the quickest link: over Linux's 200 ms until a packet is sent again
+PACES: Final = 4  # so many times the longest wait that the link has shown is no longer its pace
+GIVE_UP_S: Final = 30.0  # without one new chunk: twice the silence after which a link is given up
+SPARES_MAX: Final = 2 * NODE_CHUNKS  # second copies that may come since we asked twice, 20 KB
 
 
 @dataclass
@@ -46,13 +54,15 @@ class Transfer:
     peer: NodeId
     offer: bytes
     leaves: bytes
-    missing: list[int]  # chunks not asked for yet, in reverse order
-    waiting: set[int] = field(default_factory=set)  # asked for, not here yet
+    missing: list[int]  # chunks to be asked for, in reverse order
+    waiting: dict[int, int] = field(default_factory=dict)  # asked for, not here yet: as the n-th
+    asked: int = 0
     active: bool = False
     turn_at: float = 0.0  # when it last became active, or was put behind the others
     broken: bool = False  # its link is gone: it goes on when it is offered again
-    progress_at: float = 0.0
-    stalls: int = 0
+    progress_at: float = 0.0  # the last new chunk
+    quiet_at: float = 0.0  # the last new chunk, or the last time one was asked for
+    stalls: int = 0  # asked again without a new chunk since
 
     @property
     def complete(self) -> bool:
@@ -69,6 +79,9 @@ class Transfers:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.by_member: dict[NodeId, Transfer] = {}
+        # the longest wait for a chunk that each link has shown, slowly forgotten
+        self._pace: dict[NodeId, float] = {}
+        self._spares: dict[tuple[NodeId, bytes, int], int] = {}  # copies that may still come
 
     def begin(self, head: Head, *, peer: NodeId, offer: bytes, leaves: bytes) -> None:
         """Fetch the payload of ``head``; an unfinished older one of the sender is given up."""
@@ -99,6 +112,8 @@ class Transfers:
             if transfer.peer == peer:
                 transfer.active, transfer.broken = False, True
                 self._requeue(transfer)
+        self._pace.pop(peer, None)
+        self._spares = {key: n for key, n in self._spares.items() if key[0] != peer}
         self.pump()
 
     def gone(self, peer: NodeId, root: bytes) -> None:
@@ -113,6 +128,8 @@ class Transfers:
         Raises OutOfBounds for a chunk that was not asked for, RemoteProtocolError for wrong bytes.
         """
         transfer = self._find(peer, chunk)
+        if transfer is None and self._is_spare(peer, chunk):
+            return None  # it was late, not lost: we asked twice
         if transfer is None:
             raise OutOfBounds(f"chunk {chunk.index} was not asked for")
         header = transfer.head.header
@@ -121,14 +138,40 @@ class Transfers:
             raise OutOfBounds(f"chunk {chunk.index} has {len(chunk.data)} bytes")
         if not verify_leaves(chunk.data, transfer.leaves, chunk.index * LEAVES_PER_CHUNK):
             raise ChunkDigest(f"chunk {chunk.index} does not have the digest the header names")
-        transfer.waiting.discard(chunk.index)
-        transfer.progress_at, transfer.stalls = self._context.now, 0
+        self._arrived(transfer, chunk.index)
         member = NodeId(header.sender)
         self._context.emit(StoreChunk(member, header.root, offset, header.length, chunk.data))
         if transfer.complete:
             del self.by_member[member]
         self.pump()
         return transfer if transfer.complete else None
+
+    def _arrived(self, transfer: Transfer, index: int) -> None:
+        """Note the link's pace; what should have come before this chunk is asked for again."""
+        now, place = self._context.now, transfer.waiting.pop(index)
+        took = now - transfer.quiet_at
+        self._pace[transfer.peer] = max(took, 0.9 * self._pace.get(transfer.peer, 0.0))
+        transfer.progress_at = transfer.quiet_at = now
+        transfer.stalls = 0
+        lost = [k for k, n in transfer.waiting.items() if n + OVERTAKEN <= place]
+        for k in lost:
+            del transfer.waiting[k]
+            self._may_come_twice(transfer, k)
+        if lost:
+            transfer.missing = sorted((*transfer.missing, *lost), reverse=True)
+
+    def _may_come_twice(self, transfer: Transfer, index: int) -> None:
+        key = (transfer.peer, transfer.head.header.root, index)
+        self._spares[key] = self._spares.get(key, 0) + 1
+        if len(self._spares) > SPARES_MAX:
+            del self._spares[next(iter(self._spares))]
+
+    def _is_spare(self, peer: NodeId, chunk: Chunk) -> bool:
+        key = (peer, chunk.root, chunk.index)
+        left = self._spares.pop(key, 0)
+        if left > 1:
+            self._spares[key] = left - 1
+        return left > 0
 
     def pump(self) -> None:
         """Start what may start: small transfers at once, large ones one after another.
@@ -144,7 +187,7 @@ class Transfers:
                 self._ask(transfer)
 
     def wake_at(self) -> float | None:
-        active = [t.progress_at + STALL_S for t in self.by_member.values() if t.active]
+        active = [self._due(t) for t in self.by_member.values() if t.active]
         holder, others = self._large()
         if holder is not None and others:
             active.append(holder.turn_at + SLICE_S)
@@ -169,24 +212,49 @@ class Transfers:
         self._activate(others[0])
 
     def _activate(self, transfer: Transfer) -> None:
-        transfer.active = True
-        transfer.progress_at = transfer.turn_at = self._context.now
+        transfer.active, transfer.turn_at = True, self._context.now
+        if not transfer.waiting:
+            transfer.quiet_at = self._context.now  # else it may be silent since before its turn
+        if not transfer.stalls:
+            transfer.progress_at = self._context.now
+
+    def _due(self, transfer: Transfer) -> float:
+        """When its silence is longer than the link's pace explains; each time twice as long."""
+        pace = self._pace.get(transfer.peer)
+        after = STALL_S
+        if pace is not None:
+            after = min(STALL_S, max(STALL_MIN_S, PACES * pace) * 2**transfer.stalls)
+        return min(transfer.quiet_at + after, transfer.progress_at + GIVE_UP_S)
 
     def wake(self) -> None:
         """Ask again for what did not come; give up a transfer that makes no progress."""
+        now = self._context.now
         for member, transfer in list(self.by_member.items()):
-            if not transfer.active or self._context.now < transfer.progress_at + STALL_S:
+            if not transfer.active or now < self._due(transfer):
                 continue
-            transfer.progress_at = self._context.now
             if not transfer.waiting:
-                continue  # others have the credit: nothing was asked for that could come
-            transfer.stalls += 1
-            if transfer.stalls >= STALLS_MAX:
+                # others have the credit: nothing was asked for that could come
+                transfer.progress_at = transfer.quiet_at = now
+            elif now >= transfer.progress_at + GIVE_UP_S:
                 self._context.reject(transfer.peer, OutOfBounds("its transfer made no progress"))
                 self.cancel(member)
-                continue
-            self._requeue(transfer)
+            else:
+                self._probe(transfer)
         self.pump()
+
+    def _probe(self, transfer: Transfer) -> None:
+        """Ask once more for the chunk that should come last; once it is here, so is the truth.
+
+        One chunk only: behind a link that stands still, whatever is asked for comes twice.
+        """
+        transfer.stalls += 1
+        last = max(transfer.waiting, key=transfer.waiting.__getitem__)
+        transfer.asked += OVERTAKEN  # so that it overtakes all the others
+        transfer.waiting[last] = transfer.asked
+        transfer.quiet_at = self._context.now
+        self._may_come_twice(transfer, last)
+        want = Want(transfer.head.header.root, last, 1)
+        self._context.emit(Send(transfer.peer, encode(want)))
 
     def _find(self, peer: NodeId, chunk: Chunk) -> Transfer | None:
         """The transfer that waits for ``chunk``: several members may have one root."""
@@ -215,7 +283,10 @@ class Transfers:
             while count < run and transfer.missing[-1] == first + count:
                 transfer.missing.pop()
                 count += 1
-            transfer.waiting.update(range(first, first + count))
+            for index in range(first, first + count):
+                transfer.asked += 1
+                transfer.waiting[index] = transfer.asked
+            transfer.quiet_at = self._context.now
             node_waiting += count
             link_waiting += count
             want = Want(transfer.head.header.root, first, count)

@@ -62,7 +62,7 @@ def test_every_seed_draws_what_could_have_been_written() -> None:
     for seed in range(300):
         scenario, faults = drawn(seed)
         check_sequence(faults, "chaos.toml")
-        shortest = shortest_s(scenario.settings, scenario.settings.learning.local_steps or 0)
+        shortest = shortest_s(scenario, scenario.settings.learning.local_steps or 0)
         assert all(0 < (fault.at.seconds or 0) < shortest for fault in faults)
         kinds = {fault.kind for fault in faults if not fault.mends} - {"clock_skew"}
         assert len(kinds) >= 4

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from sims import failed, quadratic
+from sims import QUADRATIC, failed, quadratic
 
 from node.errors import ConfigError
+from node.protocol.incoming import STALL_S
+from node.types import events as ev
+from scenarios.prepare import found
 from scenarios.processes import run_processes
 from scenarios.record import Run
-from scenarios.simulation import simulate
+from scenarios.settings import Scenario, parse_scenario
+from scenarios.simulation import Hooks, Simulation, simulate
 
 
 def event(at: str, what: str) -> str:
@@ -70,6 +74,65 @@ def test_a_link_that_stays_clogged_is_broken_by_silence() -> None:
     assert any(missed.peer == "n1" for missed in n0.missed)
 
 
+def test_a_link_that_is_reset_is_dialled_again_at_once() -> None:
+    run = simulate(quadratic(event("round 3", 'reset = { a = "n0", b = "n1" }'), rounds=15))
+    assert run.ok, failed(run)
+    (span,) = run.faults
+    assert (span.kind, span.nodes) == ("reset", ("n0", "n1"))
+    assert span.start == span.end
+    after = rounds(run, "n0", span.start, 1e9)
+    assert "n1" in after[1], "one round at most goes without"
+    seen: list[tuple[str, str]] = []
+
+    def watch(name: str, effect: ev.Effect, at: float) -> None:
+        note = getattr(effect, "note", None)
+        if isinstance(note, ev.Unlinked) and at == span.start:
+            seen.append((name, note.why))
+
+    text = event("round 3", 'reset = { a = "n0", b = "n1" }')
+    Simulation(found(quadratic(text, rounds=15)), Hooks(on_effect=watch)).run()
+    assert sorted(seen) == [("n0", "reset"), ("n1", "reset")]
+
+
+def test_a_node_with_its_own_pace_trains_for_as_long_as_its_table_says() -> None:
+    began: dict[str, float] = {}
+    took: dict[str, set[float]] = {}
+
+    def watch(name: str, effect: ev.Effect, at: float) -> None:
+        if isinstance(effect, ev.Train):
+            began[name] = at
+        elif isinstance(effect, ev.Encode) and name in began:
+            took.setdefault(name, set()).add(round(at - began.pop(name), 6))
+
+    scenario = quadratic('[[node]]\nname = "n[12]"\nstep_ms = 80\n')
+    Simulation(found(scenario), Hooks(on_effect=watch)).run()
+    # two steps a round, of 50 ms where no table says otherwise
+    assert took == {n: {0.16} if n in ("n1", "n2") else {0.1} for n in scenario.graph.nodes}
+
+
+def test_chunks_lost_over_a_broker_are_fetched_again() -> None:
+    scenario = quadratic_over("mqtt")
+    run = simulate(scenario)
+    assert run.ok, failed(run)
+    sent = sum(node.sent_bytes for node in run.nodes)
+    received = sum(node.received_bytes for node in run.nodes)
+    assert sent > received, "some were lost"
+    assert all(not row.missing for row in run.rows), "and nobody had to go without"
+    assert max(row.waited_s for row in run.rows) < STALL_S, "nor to wait until a stall is noticed"
+    assert rejections(run) == {}
+    with pytest.raises(ConfigError, match=r"'network\.transport': processes run over tcp"):
+        run_processes(scenario)
+
+
+def quadratic_over(transport: str) -> Scenario:
+    """Payloads of 1.6 MB, four chunks, of which one in twenty is lost."""
+    text = f'transport = "{transport}"\nloss = 0.05\nbandwidth_mbps = 200'
+    whole = QUADRATIC.format(topology='kind = "ring", nodes = 4', rounds=8, mixing=4)
+    whole = whole.replace("dimension = 8", "dimension = 400000").replace("loss = 0.01", text)
+    whole = whole.replace("deadline_max_s = 2.0", 'deadline_max_s = 20.0\nwait = "all"')
+    return parse_scenario(whole, source="broker.toml")
+
+
 def test_a_full_disk_stops_the_node_until_there_is_room() -> None:
     full = event("round 3", 'disk_full = "n1"')
     run = simulate(quadratic(full))
@@ -124,6 +187,7 @@ def test_a_skewed_clock_starts_its_node_at_another_time() -> None:
         ('pause = "n1"', "'pause'"),
         ("link = { corrupt = 0.1 }", "'link' with corrupt"),
         ("clog = {}", "'clog'"),
+        ("reset = {}", "'reset'"),
         ('disk_full = "n1"', "'disk_full'"),
         ('clock_skew = { nodes = "n1", offset_s = 3 }', "'clock_skew'"),
     ],

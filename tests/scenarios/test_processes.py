@@ -191,6 +191,13 @@ def test_a_slow_node_is_slow(run_it: Runs) -> None:
     assert run.wall_s >= 0.64
 
 
+def test_a_node_with_its_own_pace_pads_to_it(run_it: Runs) -> None:
+    text = '[[node]]\nname = "n1"\nstep_ms = 80\n'
+    run = run_it(scenario(text, rounds=4), baselines=False)
+    assert run.ok, run.checks
+    assert run.wall_s >= 0.64  # as above, where the others take 5 ms a step
+
+
 def test_a_node_that_cannot_start_ends_the_run_with_its_reason(
     run_it: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,16 @@ def test_events_become_faults_in_the_order_in_which_they_happen() -> None:
         ('[[link]]\na = "n0"\nb = "nX"\n', "no node 'nX'"),
         ('[[link]]\na = "n0"\nb = "n1"\n[[link]]\na = "n1"\nb = "n0"\n', "stands twice"),
         ("[network]\nlatency = 4\n", "did you mean 'latency_ms'"),
+        ('[network]\ntransport = "mqt"\n', "network.transport"),
+        ('[[node]]\nname = "m1"\nstep_ms = 5\n', "no node 'm1'; did you mean 'n1'"),
+        ('[[node]]\nname = "n1"\n', "node[0]"),
+        (
+            '[[node]]\nname = "n[0-2]"\nstep_ms = 5\n[[node]]\nname = "n2"\nstep_ms = 9\n',
+            "[[node]] 2: key 'name': 'n2' is in an earlier [[node]]",
+        ),
+        # the quickest node may be through after 10 × 2 × 40 ms
+        ('[[event]]\nat = "1s"\ncrash = "n0"\n[[node]]\nname = "n5"\nstep_ms = 40\n', "0.8 s"),
+        ('[[event]]\nat = "1s"\nreset = { a = "n0", b = "n3" }\n', "no edge n0–n3"),
         ("[start]\nmembers = 9\n", "there are 6 nodes"),
         ("[start]\nat_latest = 2027-01-01T00:00:00Z\n", "say after_s"),
     ],
@@ -140,6 +150,14 @@ def test_the_library_is_readable_by_name() -> None:
     assert {"wan-partition", "crash-and-return", "hospitals"} <= set(library_names())
     for name in library_names():
         assert load_scenario(name).name == name
+
+
+def test_a_node_takes_its_own_time_for_a_step() -> None:
+    scenario = parse('[[node]]\nname = ["n[0-1]", "n5"]\nstep_ms = 400\n')
+    assert scenario.step_ms == {
+        **dict.fromkeys(("n0", "n1", "n5"), 400.0),
+        **dict.fromkeys(("n2", "n3", "n4"), 100.0),
+    }
 
 
 def test_links_take_what_network_and_link_say() -> None:
