@@ -69,6 +69,14 @@ class Carrier:
             self._transmit(node, effect.peer, effect.frame)
 
     def _transmit(self, node: VirtualNode, peer: NodeId, frame: bytes) -> None:
+        if node.attacker is None:
+            self.put(node, peer, frame)
+            return
+        for lie in node.attacker.send(peer, frame):
+            self.put(node, peer, lie)
+
+    def put(self, node: VirtualNode, peer: NodeId, frame: bytes) -> None:
+        """On the wire as it is."""
         # an offer goes to all neighbours as one object: hash it once
         if frame is not self._last_frame[0]:
             self._last_frame = (frame, blake3(frame).digest())

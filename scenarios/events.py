@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Final
 
 from node.errors import ConfigError
+from scenarios.attacks import check_attack
 from scenarios.faults import (
+    Attack,
     ClockSkew,
     Clog,
     Crash,
@@ -23,29 +26,39 @@ from scenarios.faults import (
     Slow,
     Unclog,
     When,
+    attackers,
 )
 from scenarios.groups import edges_between, nodes_named
 from scenarios.vocabulary import FAULTS, EventSettings, LinkFaultSettings
 from topology.graph import Graph
 
+# keys that say more about one kind of fault
+_BELONGS: Final = {
+    "one_way": "a partition",
+    "disk": "a restart",
+    "nodes": "an attack",
+    "scale": "an attack",
+}
 _SECONDS = re.compile(r"(?P<value>-?\d+(?:\.\d+)?)\s*(?P<unit>ms|s|min)")
 _ROUND = re.compile(r"round\s+(?P<value>-?\d+)")
 _UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0}
 
 
 def compile_events(
-    events: Sequence[EventSettings], graph: Graph, *, source: str
+    events: Sequence[EventSettings], graph: Graph, *, source: str, base: Path | None = None
 ) -> tuple[Fault, ...]:
-    """The faults in the order in which they happen.
+    """The faults in the order in which they happen. ``base``: what files are relative to.
 
     Raises ConfigError naming the event and what would be right.
     """
     faults = [
-        _compile(event, graph, f"{source}: event {_called(event, number)}")
+        _compile(event, graph, f"{source}: event {_called(event, number)}", base)
         for number, event in enumerate(events, 1)
     ]
     ordered = _in_order(faults, source)
     check_sequence(ordered, source)
+    if graph.nodes and not set(graph.nodes) - set(attackers(ordered)):
+        raise ConfigError(f"{source}: every node attacks: nobody is left to hold out against them")
     names = [fault.name for fault in ordered if fault.name]
     for name in names:
         if names.count(name) > 1:
@@ -75,17 +88,33 @@ def _called(event: EventSettings, number: int) -> str:
     return f"'{event.name}'" if event.name else str(number)
 
 
-def _compile(event: EventSettings, graph: Graph, where: str) -> Fault:
+def _compile(event: EventSettings, graph: Graph, where: str, base: Path | None) -> Fault:
     given = [key for key in FAULTS if getattr(event, key) is not None]
     if len(given) != 1:
         found = f"found {' and '.join(given)}" if given else "found none"
         raise ConfigError(f"{where}: needs exactly one of {', '.join(FAULTS)}; {found}")
-    for key, needs in (("one_way", "partition"), ("disk", "restart")):
-        if getattr(event, key) is not None and given != [needs]:
-            raise ConfigError(f"{where}: key '{key}' belongs to a {needs}")
+    for key, needs in _BELONGS.items():
+        if getattr(event, key) is not None and given != [needs.split()[-1]]:
+            raise ConfigError(f"{where}: key '{key}' belongs to {needs}")
     at, name = parse_when(event.at, where), event.name or ""
+    if given == ["attack"]:
+        return _make_attack(event, graph, where, at, name, base=base)
     make = _MAKERS[given[0]]
     return make(event, graph, where, at, name)
+
+
+def _make_attack(
+    e: EventSettings, graph: Graph, where: str, at: When, name: str, *, base: Path | None
+) -> Attack:
+    assert e.attack is not None
+    if e.nodes is None:
+        raise ConfigError(f"{where}: key 'nodes': missing; say who attacks")
+    what = check_attack(e.attack, where, base)
+    nodes = nodes_named(e.nodes, graph, where, "nodes")
+    attack = Attack(at=at, name=name, nodes=nodes, what=what, scale=e.scale)
+    if attack.ends and e.scale is not None:
+        raise ConfigError(f"{where}: key 'scale': nothing is scaled where an attack ends")
+    return attack
 
 
 _Maker = Callable[[EventSettings, Graph, str, When, str], Fault]
@@ -228,6 +257,7 @@ class _State:
         self.down: set[str] = set()
         self.paused: set[str] = set()
         self.clogged: set[tuple[str, str]] = set()
+        self.attacks: dict[str, str] = {}  # who attacks, and how
 
     def refuse(self, fault: Fault) -> str:
         """Take the next event in; what is wrong with it, or nothing."""
@@ -246,6 +276,8 @@ class _State:
                 return self._standing(fault)
             case Clog() | Unclog():
                 return self._links(fault)
+            case Attack():
+                return self._attacks(fault)
         return ""
 
     def _processes(self, fault: Crash | DiskFull | Restart) -> str:
@@ -281,4 +313,17 @@ class _State:
                 return f"{a}–{b} is clogged already"
         some = set(fault.pairs)
         self.clogged = self.clogged - some if again else self.clogged | some
+        return ""
+
+    def _attacks(self, fault: Attack) -> str:
+        for name in fault.nodes:
+            now = self.attacks.get(name)
+            if fault.ends and now is None:
+                return f"attack = 'none', but '{name}' does not attack"
+            if not fault.ends and now == fault.what:
+                return f"'{name}' attacks by '{now}' already"
+            if fault.ends:
+                del self.attacks[name]
+            else:
+                self.attacks[name] = fault.what
         return ""

@@ -5,7 +5,7 @@ What was not measured does not hold: an expectation never passes in silence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -66,8 +66,9 @@ def reconvergence(
 
 def judge(scenario: Scenario, evidence: Evidence) -> tuple[Check, ...]:
     """One Check for each expectation given, and always one that the nodes ended as they should."""
-    expect, finished = scenario.settings.expect, _finished(evidence)
-    checks = [_ended(expect, evidence)]
+    expect, attackers = scenario.settings.expect, scenario.attackers
+    finished = _finished(evidence, attackers)
+    checks = [_ended(expect, evidence, attackers)]
 
     def least(name: str, value: float | None, limit: float | None) -> None:
         if limit is not None:
@@ -92,10 +93,13 @@ def judge(scenario: Scenario, evidence: Evidence) -> tuple[Check, ...]:
     if pooled is not None and pooled.accuracy is not None and worst is not None:
         gap = pooled.accuracy - worst
     most("pooled_gap_max", gap, expect.pooled_gap_max)
-    alone = level(a.accuracy for a in evidence.baselines.local_only) if evidence.baselines else None
+    alone = None
+    if evidence.baselines is not None:
+        left = [a for a in evidence.baselines.local_only if a.node not in attackers]
+        alone = level(a.accuracy for a in left)
     gain = accuracy.mean - alone.mean if accuracy and alone else None
     least("local_gain_min", gain, expect.local_gain_min)
-    missed = [m.rounds for node in finished for m in node.missed]
+    missed = [m.rounds for node in finished for m in node.missed if m.peer not in attackers]
     most("missed_rounds_max", float(max(missed, default=0)), expect.missed_rounds_max)
     if expect.reconverged_within_rounds is not None:
         found = evidence.reconvergence
@@ -120,20 +124,17 @@ def remarks(reconvergence: Reconvergence | None) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _finished(evidence: Evidence) -> list[NodeRun]:
-    return [node for node in evidence.nodes if node.ended == "finished"]
+def _finished(evidence: Evidence, attackers: Sequence[str]) -> list[NodeRun]:
+    """Who finished and never attacked: nothing is expected of the others."""
+    return [n for n in evidence.nodes if n.ended == "finished" and n.name not in attackers]
 
 
-def _ended(expect: ExpectSettings, evidence: Evidence) -> Check:
-    finished = len(_finished(evidence))
+def _ended(expect: ExpectSettings, evidence: Evidence, attackers: Sequence[str]) -> Check:
+    finished = len(_finished(evidence, attackers))
     if expect.finished_min is not None:
         return Check("finished_min", finished >= expect.finished_min, finished, expect.finished_min)
-    return Check(
-        "every node that could finish did",
-        finished >= len(evidence.could_finish),
-        finished,
-        len(evidence.could_finish),
-    )
+    could = len([name for name in evidence.could_finish if name not in attackers])
+    return Check("every node that could finish did", finished >= could, finished, could)
 
 
 def _if_all(

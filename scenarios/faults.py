@@ -6,11 +6,15 @@ scenarios.events makes them from [[event]] tables, scenarios.chaos from rates an
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Final
 
 from msgspec import Struct
 
 from scenarios.vocabulary import LinkFaultSettings
 from topology.graph import Graph
+
+NONE: Final = "none"  # the attack that ends one
 
 
 class When(Struct, frozen=True):
@@ -141,6 +145,21 @@ class DiskFull(_Timed, frozen=True, kw_only=True):
     nodes: tuple[str, ...]
 
 
+class Attack(_Timed, frozen=True, kw_only=True):
+    """These members are malicious from now on, in this way; "none" ends it.
+
+    what: a name of scenarios.attacks, or an absolute path and a function, "/…/file.py:function".
+    """
+
+    nodes: tuple[str, ...]
+    what: str
+    scale: float | None = None
+
+    @property
+    def ends(self) -> bool:
+        return self.what == NONE
+
+
 Fault = (
     Partition
     | Heal
@@ -155,7 +174,15 @@ Fault = (
     | Reset
     | ClockSkew
     | DiskFull
+    | Attack
 )
+
+
+def attackers(faults: Iterable[Fault]) -> tuple[str, ...]:
+    """Who attacks at any time, sorted: what such a node says and has proves nothing."""
+    return tuple(
+        sorted({n for f in faults if isinstance(f, Attack) and not f.ends for n in f.nodes})
+    )
 
 
 def concerned(fault: Fault, graph: Graph) -> tuple[str, ...]:
@@ -166,7 +193,7 @@ def concerned(fault: Fault, graph: Graph) -> tuple[str, ...]:
     match fault:
         case Partition():
             return tuple(name for side in fault.sides for name in side)
-        case Crash() | Slow() | Pause() | DiskFull() | ClockSkew():
+        case Crash() | Slow() | Pause() | DiskFull() | ClockSkew() | Attack():
             return fault.nodes
         case Link() | Clog() | Reset():
             return tuple(sorted({name for pair in fault.pairs for name in pair}))

@@ -8,6 +8,7 @@ from msgspec import Struct, structs
 
 from node.errors import ConfigError
 from scenarios.faults import (
+    Attack,
     ClockSkew,
     Clog,
     Crash,
@@ -72,6 +73,7 @@ class Outages:
             Reset: self._reset,
             ClockSkew: self._skew,
             DiskFull: self._fill,
+            Attack: self._attack,
         }
         for fault in self._faults:
             if type(fault) not in self._carry_out:
@@ -274,6 +276,14 @@ class Outages:
         for name in fault.nodes:
             self._node[name].disk.full = True
             self._begin(fault, (name,), name)
+
+    def _attack(self, fault: Fault) -> None:
+        assert isinstance(fault, Attack)
+        for name in fault.nodes:
+            self._end("attack", name)
+            self._simulation.attack(self._node[name], fault)
+            if not fault.ends:
+                self._begin(fault, (name,), f"{name}, {fault.what.rpartition('/')[2]}")
 
     def _mend(self, fault: Fault) -> None:
         rounds = self._rounds()

@@ -216,6 +216,7 @@ class Run(Struct, frozen=True, kw_only=True):
     virtual_s: float | None = None
     absent: tuple[str, ...] = ()  # members that were not there to the end
     task: str = ""
+    attackers: tuple[str, ...] = ()  # malicious at some time: no figure over nodes counts them
     notes: tuple[str, ...] = ()  # sentences for people: "the fault had no effect", …
 
     @property
@@ -226,6 +227,11 @@ class Run(Struct, frozen=True, kw_only=True):
     @property
     def finished(self) -> tuple[NodeRun, ...]:
         return tuple(node for node in self.nodes if node.ended == "finished")
+
+    @property
+    def honest(self) -> tuple[NodeRun, ...]:
+        """Those that finished and never attacked: whom figures over nodes are about."""
+        return tuple(node for node in self.finished if node.name not in self.attackers)
 
 
 def level(values: Iterable[float | None]) -> Level | None:
@@ -253,9 +259,10 @@ def result(run: Run) -> dict[str, Any]:
         "virtual_s": run.virtual_s,
         "nodes": {node.name: _node(node) for node in run.nodes},
         "absent": list(run.absent),
-        "accuracy": _level(level(node.accuracy for node in run.finished)),
-        "auroc": _level(level(node.auroc for node in run.finished)),
-        "loss": _level(level(node.loss for node in run.finished)),
+        "attackers": list(run.attackers),
+        "accuracy": _level(level(node.accuracy for node in run.honest)),
+        "auroc": _level(level(node.auroc for node in run.honest)),
+        "loss": _level(level(node.loss for node in run.honest)),
         "consensus_distance": run.consensus_distance,
         "consensus_relative": run.consensus_relative,
         "baselines": _baselines(run.baselines),

@@ -56,7 +56,7 @@ def _figures_in_words(run: Run, finished: Sequence[NodeRun]) -> list[str]:
 def facts(run: Run) -> str:
     """The run in numbers, as a row of small boxes."""
     sent = sum(node.sent_bytes for node in run.nodes)
-    auroc = level(node.auroc for node in run.finished)
+    auroc = level(node.auroc for node in run.honest)
     boxes = [
         ("task", run.task or None),
         ("engine", run.engine),

@@ -88,6 +88,7 @@ def collect(
         virtual_s=simulation.now,
         absent=tuple(node.name for node in simulation.nodes if node.ended != "finished"),
         task=scenario.settings.task.name,
+        attackers=simulation.attackers,
         notes=(*remarks(back), *simulation.outages.notes),
     )
 

@@ -25,7 +25,7 @@ from node.types.settings import (
 )
 from scenarios.chaos import ChaosSettings, check_chaos, draw
 from scenarios.events import compile_events
-from scenarios.faults import Fault, Partition
+from scenarios.faults import Fault, Partition, attackers
 from scenarios.groups import nodes_named
 from scenarios.vocabulary import EventSettings, LinkShape, Names
 from topology.generate import build
@@ -135,6 +135,11 @@ class Scenario(Struct, frozen=True, kw_only=True):
         """The sides of every partition, in order."""
         return tuple(fault.sides for fault in self.faults if isinstance(fault, Partition))
 
+    @property
+    def attackers(self) -> tuple[str, ...]:
+        """Nodes that attack at any time; what is expected is expected of the others."""
+        return attackers(self.faults)
+
     def with_seed(self, seed: int | None) -> Scenario:
         """The same scenario under another seed; None leaves it as it is."""
         if seed is None:
@@ -218,7 +223,7 @@ def check_scenario(
     graph = build(settings.topology, base=base, source=source)
     _check_links(settings, graph, source)
     _check_start(settings, graph, source)
-    faults = compile_events(settings.event, graph, source=source)
+    faults = compile_events(settings.event, graph, source=source, base=base)
     scenario = Scenario(
         settings=settings,
         graph=graph,

@@ -13,14 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import torch
+from blake3 import blake3
 from msgspec import Struct, structs
 
 from crypto.identity import verify as ed25519
 from node.errors import GrapevineError
 from node.types import events as ev
+from scenarios.attacks import Insider, attacker
 from scenarios.carrier import Carrier
 from scenarios.checkers import Checkers
 from scenarios.expectations import check_baselines
+from scenarios.faults import Attack
 from scenarios.measures import Measures, Sides, by_round
 from scenarios.network import SECOND, Clock, Network
 from scenarios.outages import Outages
@@ -30,7 +33,7 @@ from scenarios.record import RoundRow, Run
 from scenarios.results import collect
 from scenarios.settings import Scenario, derive
 from scenarios.trace import CRASH, KINDS, RESTART, Trace
-from scenarios.virtual_node import Forge, VirtualNode
+from scenarios.virtual_node import VirtualNode
 
 WALL_MS: Final = 1_767_225_600_000  # what the nodes' clocks show at the start: 2026-01-01, UTC
 MEMO_MAX: Final = 100_000  # signatures remembered as verified, some 50 MB
@@ -42,12 +45,10 @@ Progress = Callable[[float, float], None]  # (virtual seconds, share done)
 class Hooks(Struct, kw_only=True):
     """What tests may do to a run; an ordinary run has none.
 
-    ``forge``: what a node publishes instead of its model (NAME -> function of the honest one).
     ``kill_at``: crash a node before its k-th effect; it starts again ``restart_after_s`` later
     (None: never). ``on_effect`` sees every effect before it is carried out.
     """
 
-    forge: Mapping[str, Forge] = {}
     kill_at: Mapping[str, int] = {}
     restart_after_s: float | None = 1.0
     on_effect: Callable[[str, ev.Effect, float], None] | None = None
@@ -96,7 +97,7 @@ class Simulation:
         places = {name: index for index, name in enumerate(names)}
         for a, b in self.scenario.graph.edges:
             self.network.add_link(places[a], places[b], self.scenario.link_shape(a, b))
-        self.attackers = tuple(sorted(self.hooks.forge))
+        self.attackers = self.scenario.attackers
         self.checkers = Checkers(
             founded.roster, founded.policy, attackers=[founded.ids[a] for a in self.attackers]
         )
@@ -124,7 +125,6 @@ class Simulation:
         for node in self.nodes:
             node.steps = self.founded.steps[node.name]
             node.step_ms = self.scenario.step_ms[node.name]
-            node.forge = self.hooks.forge.get(node.name)
             node.kill_at = self.hooks.kill_at.get(node.name)
         self.outages.prepare()
         for node in self.nodes:
@@ -193,6 +193,23 @@ class Simulation:
         self.checkers.resumed(node.me, self.now)
         for event, digest in waiting:
             self.feed(node, event, digest)
+
+    def attack(self, node: VirtualNode, fault: Attack) -> None:
+        """The node is malicious from now on, or no longer."""
+        node.attacker = None
+        if not fault.ends:
+            node.attacker = attacker(fault.what, self._insider(node), fault.scale)
+
+    def _insider(self, node: VirtualNode) -> Insider:
+        return Insider(
+            me=node.me,
+            sign=node.key.sign,
+            roster=self.founded.roster,
+            pins=self._pins,
+            last_round=self.founded.policy.last_round,
+            rng=random.Random(self._seed("attack", node.name, str(self.clock.now))),
+            chunk=node.chunk,
+        )
 
     def _limit_ns(self) -> int:
         """Far beyond what the slowest run may take: a node alive then hangs."""
@@ -288,7 +305,16 @@ class Simulation:
     # ── the network's answers (scenarios.network.Ends) ──
 
     def deliver(self, node: int, peer: int, frame: bytes, digest: bytes) -> None:
-        self.feed(self.nodes[node], ev.Frame(self.nodes[peer].me, frame), digest)
+        to, source = self.nodes[node], self.nodes[peer].me
+        if to.attacker is not None and to.alive:
+            taken, answers = to.attacker.receive(source, frame)
+            for answer in answers:
+                self.carrier.put(to, source, answer)
+            if taken is None:
+                return
+            if taken is not frame:
+                frame, digest = taken, blake3(taken).digest()
+        self.feed(to, ev.Frame(source, frame), digest)
 
     def link_up(self, node: int, peer: int) -> None:
         self.feed(self.nodes[node], ev.LinkUp(self.nodes[peer].me))

@@ -26,9 +26,9 @@ EVERY: Final = "*"  # the node of rows that are about all nodes: the consensus d
 
 def run_record(name: str, values: dict[str, Any], run: Run) -> dict[str, Any]:
     """One run as it is kept: its row of runs.csv and its rows of rounds.csv."""
-    accuracy = level(node.accuracy for node in run.finished)
-    auroc = level(node.auroc for node in run.finished)
-    loss = level(node.loss for node in run.finished)
+    accuracy = level(node.accuracy for node in run.honest)
+    auroc = level(node.auroc for node in run.honest)
+    loss = level(node.loss for node in run.honest)
     pooled = run.baselines.pooled if run.baselines else None
     local = level(a.accuracy for a in run.baselines.local_only) if run.baselines else None
     row = {

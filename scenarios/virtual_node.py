@@ -32,11 +32,10 @@ from node.types.events import (
     StoreChunk,
 )
 from node.types.roster import Pins, Policy, Roster
+from scenarios.attacks import Attacker
 
 Verify = Callable[[bytes, str, bytes, bytes], bool]
 LearnerState = tuple[dict[str, Tensor], dict[str, Any]]
-# Replaces what a node publishes: (its honest public model) -> another one
-Forge = Callable[[Tensor], Tensor | None]
 
 
 class Disk:
@@ -91,7 +90,7 @@ class VirtualNode:
         self.steps = 0
         self.effects = 0  # carried out, over all boots
         self.kill_at: int | None = None
-        self.forge: Forge | None = None
+        self.attacker: Attacker | None = None  # while it is malicious
         self.round = 0  # the last one mixed, as told by the core
         self.jumped = 0
         self.core: Core
@@ -143,17 +142,14 @@ class VirtualNode:
     # ── what the learner's shell does on a real node ──
 
     def encode(self, effect: Encode) -> Encoded:
-        """Publish, or publish a lie where this node is an attacker (in tests alone)."""
-        if self.forge is None:
+        """Publish, or publish a lie while this node attacks."""
+        if self.attacker is None:
             return self.learner.encode(effect)
-        own = self.learner.x.detach().clone()
-        lie = self.forge(own)
-        if lie is not None:
-            self.learner.x.detach().copy_(lie)
-        encoded = self.learner.encode(effect)
-        self.learner.x.detach().copy_(own)
-        self.learner.public.copy_(own)
-        return encoded
+        return self.attacker.encode(self.learner, effect)
+
+    def chunk(self, root: bytes, start: int, length: int) -> memoryview | None:
+        """Of what the process in hand serves, as Learner.chunk."""
+        return self.learner.chunk(root, start, length)
 
     def store(self, effect: StoreChunk) -> None:
         """Keep verified bytes. A payload that came whole is kept as it is: frames never change."""

@@ -93,6 +93,9 @@ class EventSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     reset: BetweenSettings | None = None
     clock_skew: SkewSettings | None = None
     disk_full: Names | None = None
+    attack: str | None = None  # a name of scenarios.attacks, "file.py:function", or "none"
+    nodes: Names | None = None  # with attack: who attacks
+    scale: Annotated[float, Meta(gt=0, le=1e38)] | None = None  # with attack: its strength
 
 
 FAULTS = (
@@ -109,4 +112,5 @@ FAULTS = (
     "reset",
     "clock_skew",
     "disk_full",
+    "attack",
 )

@@ -8,6 +8,7 @@ from typing import Any
 from msgspec import structs
 
 from scenarios.faults import (
+    Attack,
     ClockSkew,
     Clog,
     Crash,
@@ -52,6 +53,9 @@ def _tables(fault: Fault) -> list[dict[str, Any]]:
             return [{"slow": {"nodes": list(fault.nodes), "factor": fault.factor}}]
         case ClockSkew():
             return [{"clock_skew": {"nodes": list(fault.nodes), "offset_s": fault.offset_s}}]
+        case Attack():
+            number = {} if fault.scale is None else {"scale": fault.scale}
+            return [{"attack": fault.what, "nodes": list(fault.nodes)} | number]
         case Link():
             changed = {k: v for k, v in structs.asdict(fault.change).items() if v is not None}
             return [{"link": changed | {"a": a, "b": b}} for a, b in fault.pairs]

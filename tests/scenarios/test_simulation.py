@@ -67,10 +67,10 @@ def test_same_seed_same_trace_in_any_process_under_any_hash_seed() -> None:
 def test_weights_change_the_trace_but_not_the_schedule() -> None:
     one, other = quadratic(), quadratic("[expect]\nloss_max = 100.0\n")
     assert simulate(one).trace_hash == simulate(other).trace_hash
-    lie = Hooks(forge={"n0": lambda model: model + 1})
-    forged = simulate(one, hooks=lie)
-    assert forged.schedule_hash == simulate(one).schedule_hash
-    assert forged.trace_hash != simulate(one).trace_hash
+    lying = quadratic('[[event]]\nat = "0s"\nattack = "sign-flip"\nnodes = "n0"\n')
+    lied = simulate(lying)
+    assert lied.schedule_hash == simulate(one).schedule_hash
+    assert lied.trace_hash != simulate(one).trace_hash
 
 
 def test_a_calm_run_finishes_and_agrees() -> None:
@@ -284,18 +284,19 @@ def test_the_verifier_remembers_and_still_refuses() -> None:
 
 @pytest.mark.parametrize("rule", ["median", "trimmed-mean", "clip"])
 def test_one_attacker_is_borne_by_a_robust_rule(rule: str) -> None:
-    calm = attack(rule, None)
-    for forge in (lambda model: -10 * model, lambda model: torch.full_like(model, 1e30)):
-        run = attack(rule, forge)
+    calm = attack(rule, "")
+    for lie in ('attack = "sign-flip"\nscale = 10', 'attack = "huge"'):
+        run = attack(rule, lie)
         assert not failed(run)
         assert worst(run) > worst(calm) - 0.03
 
 
 def test_one_attacker_is_not_borne_by_the_mean() -> None:
-    assert worst(attack("mean", lambda model: -10 * model)) < worst(attack("mean", None)) - 0.1
+    lied = attack("mean", 'attack = "sign-flip"\nscale = 10')
+    assert worst(lied) < worst(attack("mean", "")) - 0.1
 
 
-def attack(rule: str, forge):
+def attack(rule: str, lie: str):
     from scenarios.settings import parse_scenario
 
     text = f"""
@@ -311,8 +312,8 @@ evaluate_every = 100
 rule = "{rule}"
 f = {1 if rule in ("trimmed-mean", "clip") else 0}
 """
-    hooks = Hooks(forge={"n3": forge} if forge else {})
-    return simulate(parse_scenario(text, source="attack.toml"), hooks=hooks)
+    event = f'[[event]]\nat = "0s"\nnodes = "n3"\n{lie}\n' if lie else ""
+    return simulate(parse_scenario(text + event, source="attack.toml"))
 
 
 def worst(run) -> float:
