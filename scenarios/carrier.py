@@ -138,9 +138,9 @@ class Carrier:
         self._run.answer(node, encoded, encoded.payload.root)
 
     def _apply(self, node: VirtualNode, effect: ev.Apply) -> None:
-        payload = node.spool[effect.member, effect.root]
+        payload = node.take(effect)
         self._run.checkers.apply(node.me, effect, payload, self._run.now)
-        self._run.answer(node, node.apply(effect), effect.root)
+        self._run.answer(node, node.apply(effect, payload), effect.root)
 
     def _mix(self, node: VirtualNode, effect: ev.Mix) -> None:
         self._run.checkers.mix(node.me, effect, self._run.now)

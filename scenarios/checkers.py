@@ -7,7 +7,7 @@ no node can. Each keeps a count of what it looked at and the first violation it 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from crypto.hashing import tree_digest
@@ -55,10 +55,20 @@ class Finding:
 
 
 class Checkers:
-    """All invariants of one run. ``attackers``: nodes whose word proves nothing."""
+    """All invariants of one run. ``attackers``: nodes whose word proves nothing.
 
-    def __init__(self, roster: Roster, policy: Policy, *, attackers: Iterable[NodeId] = ()) -> None:
-        self._roster, self._policy = roster, policy
+    ``digest``: crypto.hashing.tree_digest, or one that remembers its answers by exact bytes.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        policy: Policy,
+        *,
+        digest: Callable[[Payload], bytes] = tree_digest,
+        attackers: Iterable[NodeId] = (),
+    ) -> None:
+        self._roster, self._policy, self._digest = roster, policy, digest
         self._attackers = frozenset(attackers)
         self._published: dict[NodeId, dict[Version, bytes]] = {m: {} for m in roster.members}
         self._newest: dict[NodeId, tuple[int, int]] = {}
@@ -115,7 +125,7 @@ class Checkers:
         header, owner = effect.header, effect.member
         version = (header.incarnation, header.boot_id, header.version)
         model = self._published.get(owner, {}).get(version)
-        digest = tree_digest(payload)
+        digest = self._digest(payload)
         if owner in self._attackers:  # whatever it signed it has published
             model = header.model
         self.genuine.look(

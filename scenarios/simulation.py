@@ -6,17 +6,18 @@ loop. No wall clock decides anything here, no order of a set, no hash of an obje
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import torch
 from blake3 import blake3
 from msgspec import Struct, structs
 
-from crypto.identity import verify as ed25519
 from node.errors import GrapevineError
 from node.types import events as ev
 from scenarios.attacks import Insider, attacker
@@ -25,6 +26,7 @@ from scenarios.checkers import Checkers
 from scenarios.expectations import check_baselines
 from scenarios.faults import Attack
 from scenarios.measures import Measures, Sides, by_round
+from scenarios.memory import Memory
 from scenarios.network import SECOND, Clock, Network
 from scenarios.outages import Outages
 from scenarios.partitions import Calm
@@ -36,7 +38,6 @@ from scenarios.trace import CRASH, KINDS, RESTART, Trace
 from scenarios.virtual_node import VirtualNode
 
 WALL_MS: Final = 1_767_225_600_000  # what the nodes' clocks show at the start: 2026-01-01, UTC
-MEMO_MAX: Final = 100_000  # signatures remembered as verified, some 50 MB
 _TICK_NS: Final = 1000  # a Wake that came too early, by rounding, comes again this much later
 
 Progress = Callable[[float, float], None]  # (virtual seconds, share done)
@@ -74,6 +75,7 @@ class Simulation:
         settings = self.scenario.settings
         self.clock = Clock()
         self.trace = Trace()
+        self.memory = Memory()
         names = founded.names
         self.nodes = [
             VirtualNode(
@@ -99,7 +101,10 @@ class Simulation:
             self.network.add_link(places[a], places[b], self.scenario.link_shape(a, b))
         self.attackers = self.scenario.attackers
         self.checkers = Checkers(
-            founded.roster, founded.policy, attackers=[founded.ids[a] for a in self.attackers]
+            founded.roster,
+            founded.policy,
+            digest=self.memory.tree_digest,
+            attackers=[founded.ids[a] for a in self.attackers],
         )
         self.measures = Measures(
             names,
@@ -108,7 +113,6 @@ class Simulation:
         )
         self.outages = Outages(self)
         keeps_disks = self.outages.restarts or bool(self.hooks.kill_at)
-        self._memo: dict[tuple[bytes, str, bytes, bytes], bool] = {}
         self._on_progress = on_progress
         self._rounds_done = 0
         self.carrier = Carrier(self, keeps_disks=keeps_disks)
@@ -166,7 +170,8 @@ class Simulation:
             roster=self.founded.roster,
             pins=self._pins,
             policy=policy,
-            verify=self.verify,
+            verify=self.memory.verify,
+            memory=self.memory,
             seed=self._seed("nodes", node.name, str(node.boots)),
         )
         wall_ms = WALL_MS + self.clock.now // 1_000_000 + round(node.skew_s * 1000)
@@ -357,16 +362,6 @@ class Simulation:
             share = self._rounds_done / (policy.last_round * len(self.nodes))
             self._on_progress(at, min(1.0, share))
 
-    def verify(self, public: bytes, purpose: str, message: bytes, signature: bytes) -> bool:
-        """One verification of a header however many nodes receive it: memory by exact bytes."""
-        key = (public, purpose, message, signature)
-        known = self._memo.get(key)
-        if known is None:
-            if len(self._memo) >= MEMO_MAX:
-                self._memo.clear()
-            known = self._memo[key] = ed25519(public, purpose, message, signature)
-        return known
-
 
 def simulate(
     scenario: Scenario,
@@ -382,23 +377,36 @@ def simulate(
     what cannot be run. The same scenario and seed give the same Run, but for the times it took.
     """
     scenario = scenario.with_seed(seed).with_chaos()
+    check_baselines(scenario, baselines=baselines)
+    with _one_thread(), _uncollected():
+        return _simulate(scenario, hooks, on_progress, baselines=baselines)
+
+
+def _simulate(
+    scenario: Scenario, hooks: Hooks | None, on_progress: Progress | None, *, baselines: bool
+) -> Run:
+    begun = time.perf_counter()
+    founded = found(scenario)
+    simulation = Simulation(founded, hooks, on_progress)
+    started = time.perf_counter()
+    simulation.run()
+    ended = time.perf_counter()
+    return collect(
+        simulation,
+        free=undisturbed(scenario),
+        setup_s=started - begun,
+        wall_s=ended - started,
+        baselines=baselines,
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """On one thread results are bit-equal whatever the batch."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on one thread results are bit-equal whatever the batch
+    torch.set_num_threads(1)
     try:
-        begun = time.perf_counter()
-        check_baselines(scenario, baselines=baselines)
-        founded = found(scenario)
-        simulation = Simulation(founded, hooks, on_progress)
-        started = time.perf_counter()
-        simulation.run()
-        ended = time.perf_counter()
-        return collect(
-            simulation,
-            free=undisturbed(scenario),
-            setup_s=started - begun,
-            wall_s=ended - started,
-            baselines=baselines,
-        )
+        yield
     finally:
         torch.set_num_threads(threads)
 
@@ -412,3 +420,24 @@ def undisturbed(scenario: Scenario) -> Calm | None:
     )
     calm.run()
     return Calm(by_round(calm.measures.distances()), calm.measures.apart())
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for cycles among the millions of objects of a run, a third of its time otherwise.
+
+    What a run drops is freed by its reference count; the cycles in it are found once, at the end,
+    among what it made (what was there before is set aside, or that search would cost more than a
+    small run).
+    """
+    if not gc.isenabled() or gc.get_freeze_count():  # somebody else decides
+        yield
+        return
+    gc.disable()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()
+        gc.enable()

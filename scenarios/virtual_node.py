@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from msgspec import structs
@@ -33,6 +34,7 @@ from node.types.events import (
 )
 from node.types.roster import Pins, Policy, Roster
 from scenarios.attacks import Attacker
+from scenarios.memory import Memory
 
 Verify = Callable[[bytes, str, bytes, bytes], bool]
 LearnerState = tuple[dict[str, Tensor], dict[str, Any]]
@@ -113,12 +115,14 @@ class VirtualNode:
         pins: Pins,
         policy: Policy,
         verify: Verify,
+        memory: Memory,
         seed: int,
     ) -> None:
         """A new process on this node's disk."""
         self.boots += 1
         self.alive, self.ended = True, ""
         self.learner = learner
+        self._memory, self._read = memory, partial(memory.checked, learner.read)
         if self.disk.learner is not None:
             learner.load_state(*self.disk.learner)
         rng = random.Random(seed)
@@ -132,6 +136,7 @@ class VirtualNode:
             verify=verify,
             entropy=rng.randbytes,
             rng=rng,
+            reader=memory,
         )
         self.todo.clear()
         self.waiting.clear()
@@ -161,10 +166,15 @@ class VirtualNode:
         assert isinstance(buffer, bytearray)
         buffer[effect.offset : effect.offset + len(effect.data)] = effect.data
 
-    def apply(self, effect: Apply) -> Applied:
+    def take(self, effect: Apply) -> bytes:
+        """The whole payload out of the spool; one object for all who received the same."""
         payload = self.spool.pop((effect.member, effect.root))
-        data = bytes(payload) if isinstance(payload, bytearray) else payload
-        return self.learner.apply(effect, data)
+        if isinstance(payload, bytes):
+            return payload
+        return self._memory.whole(effect.root, payload)
+
+    def apply(self, effect: Apply, payload: bytes) -> Applied:
+        return self.learner.apply(effect, payload, self._read)
 
     def digest(self) -> bytes:
         """Of the own model's shared part, 32 bytes."""

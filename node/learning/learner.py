@@ -59,6 +59,7 @@ from node.types.settings import LearningSettings
 
 Store = Callable[[int, memoryview], None]
 Fetch = Callable[[int], "bytes | memoryview | None"]
+Read = Callable[[memoryview], Tensor]
 
 
 class Replica(Struct, frozen=True, eq=False):
@@ -195,28 +196,39 @@ class Learner:
                 return as_bytes(replica.vector)[offset : offset + length]
         return None
 
-    def apply(self, effect: Apply, payload: bytes | memoryview) -> Applied:
+    def apply(
+        self, effect: Apply, payload: bytes | memoryview, read: Read | None = None
+    ) -> Applied:
         """Check ``payload`` as ``effect.member``'s model; its replica from now on, or none at all.
 
         The payload's bytes are what ``effect.root`` stands for (the receiver has verified them);
-        they are kept by reference, not copied.
+        they are kept by reference, not copied. ``read``: like the method of that name, for a shell
+        that knows the answer already.
         """
         header = effect.header
         try:
-            vector = self._decode(effect, memoryview(payload).cast("B"))
+            self._check_header(effect)
+            vector = (read or self.read)(memoryview(payload).cast("B"))
         except RemoteProtocolError as error:
             self.replicas.pop(effect.member, None)
             return Applied(member=effect.member, root=effect.root, ok=False, why=str(error)[:200])
         self.replicas[effect.member] = Replica(vector, effect.root, header.round, header.version)
         return Applied(member=effect.member, root=effect.root, ok=True)
 
-    def _decode(self, effect: Apply, payload: memoryview) -> Tensor:
+    def _check_header(self, effect: Apply) -> None:
         header = effect.header
         if header.codec != self.codec.name:
             raise OutOfBounds(f"codec '{header.codec}' is not the training's '{self.codec.name}'")
         # the full codec's payload is the model: a header naming two digests contradicts itself
         if header.model != header.root or header.root != effect.root:
             raise OutOfBounds("the payload's digest is not the model's that the header names")
+
+    def read(self, payload: memoryview) -> Tensor:
+        """The model (P,) over ``payload``'s own memory, if it may become a replica.
+
+        Depends on the payload's bytes, the initial model and the settings alone. Raises
+        RemoteProtocolError for a wrong length, values not finite, or a model out of bounds.
+        """
         vector = self.codec.decode(payload, size=self.vector.size, base=None)
         if self._reach and not self._anchor.within(vector, self._reach):
             away = self._anchor.distance(vector)

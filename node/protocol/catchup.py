@@ -127,9 +127,11 @@ class CatchUp:
             for peer in self._links.linked()
             if peer.id not in self._heads.quarantined
         ]
+        # few neighbours: others are asked as well; with more, a walk over all members says nothing
+        known = self._heads.newest if len(neighbours) <= FURTHER_MIN else {}
         further = [
             head.header.round
-            for member, head in sorted(self._heads.newest.items())
+            for member, head in known.items()
             if member not in self._links.peers and member not in self._heads.quarantined
         ]
         return frontier(own, neighbours, further, last=self._context.policy.last_round)

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from crypto.identity import NodeId
 from node.errors import RemoteProtocolError
+from node.protocol.reading import Reader
 from node.types.events import Effect, Note, Notice, Persist, Record, Rejected
 from node.types.roster import Member, Pins, Policy, Roster
 
@@ -41,6 +42,7 @@ class Context:
         verify: Verify,
         entropy: Entropy,
         rng: Rng,
+        reader: Reader,
     ) -> None:
         self.me = me
         self.roster = roster
@@ -50,6 +52,7 @@ class Context:
         self.verify = verify
         self.entropy = entropy
         self.rng = rng
+        self.read = reader
         self.now = 0.0
         self.effects: list[Effect] = []
         self.rejections: Counter[str] = Counter()

@@ -16,12 +16,13 @@ from node.protocol.catchup import CatchUp
 from node.protocol.context import Context, Entropy, Rng, Sign, Verify
 from node.protocol.ending import Ending
 from node.protocol.frames import encode
-from node.protocol.heads import Head, HeadBook
+from node.protocol.heads import HeadBook
 from node.protocol.inbox import Inbox
 from node.protocol.links import Links
 from node.protocol.peers import Peer
 from node.protocol.phases import Phase, Step
 from node.protocol.publisher import Publisher
+from node.protocol.reading import Head, Reader
 from node.protocol.reception import Reception
 from node.protocol.rounds import Rounds
 from node.protocol.standing import Standing
@@ -69,6 +70,7 @@ class Core:
         verify: Verify,
         entropy: Entropy,
         rng: Rng,
+        reader: Reader | None = None,
     ) -> None:
         context = self.context = Context(
             me=me,
@@ -79,6 +81,7 @@ class Core:
             verify=verify,
             entropy=entropy,
             rng=rng,
+            reader=reader or Reader(),
         )
         resumed = state.round > 0
         self.standing = Standing(context, state)

@@ -6,34 +6,23 @@ training, epoch, roster, purpose (in the signature), replay, bounds. The payload
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 from crypto.identity import NodeId
 from crypto.purposes import HEADER
 from node.errors import BadSignature, Foreign, OutOfBounds, Replayed
 from node.protocol.context import Context
-from node.protocol.frames import decode_header
+from node.protocol.reading import Head
 from node.types.events import Equivocation
 from node.types.events import Quarantine as QuarantineRecord
 from node.types.messages import HEADS_MAX, Header, SignedHeader
+from node.types.roster import Member
 
 # Headers kept per member to meet a contradiction: 32 versions are at least 8 flooding periods
 RECENT_MAX: Final = 32
 # Verified headers kept by their bytes: 8 flooding periods of HEADS_MAX heads, some 200 KiB
 VERIFIED_MAX: Final = 8 * HEADS_MAX
-
-
-class Head(NamedTuple):
-    """A verified header: as signed, and as parsed."""
-
-    signed: SignedHeader
-    header: Header
-
-    @property
-    def order(self) -> tuple[int, int, int]:
-        """Newer heads compare greater."""
-        return (self.header.incarnation, self.header.version, self.header.mixed_round)
 
 
 class HeadBook:
@@ -44,10 +33,10 @@ class HeadBook:
         self.newest: dict[NodeId, Head] = {}
         self.quarantined: dict[NodeId, QuarantineRecord] = {}
         self.untold: list[QuarantineRecord] = []  # proofs to be passed on to the neighbours
-        self._recent: dict[NodeId, OrderedDict[tuple[int, bytes, int], Head]] = {}
-        self._verified: OrderedDict[bytes, Head] = OrderedDict()
+        self._recent: dict[NodeId, tuple[Head, ...]] = {}  # oldest first, one of each place
+        self._verified: dict[bytes, Head] = {}  # by signature, oldest first
         for member in sorted(floors):
-            head = Head(floors[member], decode_header(floors[member].header))
+            head = context.read.head(floors[member])
             self._check_contradiction(head)
             self._remember(head)
 
@@ -58,20 +47,22 @@ class HeadBook:
         with a known header quarantines the sender and raises Replayed.
         """
         known = self.known(signed)
-        header = known.header if known is not None else decode_header(signed.header)
-        sender = NodeId(header.sender)
-        self._check_place(header)
-        if sender in self.quarantined:
-            raise Foreign("its sender contradicted itself and is in quarantine")
-        if known is not None:
-            return known
-        key = self._context.roster.members[sender].node_key
-        if not self._context.verify(key, HEADER, signed.header, signed.signature):
+        if known is None:
+            return self.accept(self._context.read.head(signed))
+        self._check_place(known.header)
+        self._check_quarantine(NodeId(known.header.sender))
+        return known
+
+    def accept(self, head: Head) -> Head:
+        """Verify a head that is not known yet, and remember it. Raises as ``check``."""
+        signed, header = head.signed, head.header
+        member = self._check_place(header)
+        self._check_quarantine(member.id)
+        if not self._context.verify(member.node_key, HEADER, signed.header, signed.signature):
             raise BadSignature("header signature does not verify")
-        head = Head(signed, header)
         self._check_contradiction(head)
         self._check_boot(head)
-        self._check_bounds(header)
+        self._check_bounds(header, member)
         self._remember(head)
         return head
 
@@ -89,17 +80,28 @@ class HeadBook:
 
     def sample(self, most: int = HEADS_MAX) -> list[SignedHeader]:
         """Heads to pass on: all up to ``most``, above that a random sample of them."""
-        members = [m for m in sorted(self.newest) if m not in self.quarantined]
+        members = list(self.newest)  # in the order in which they were first heard of
+        if self.quarantined:
+            members = [member for member in members if member not in self.quarantined]
         if len(members) > most:
-            members = sorted(self._context.rng.sample(members, most))
-        return [self.newest[member].signed for member in members]
+            members = self._context.rng.sample(members, most)
+        return [self.newest[member].signed for member in sorted(members)]
 
     def known(self, signed: SignedHeader) -> Head | None:
         """A head whose exact bytes were verified before: floods bring each one many times."""
         head = self._verified.get(signed.signature)
         return head if head is not None and head.signed.header == signed.header else None
 
-    def _check_place(self, header: Header, *, own: bool = False) -> None:
+    def unknown(self, heads: Iterable[SignedHeader]) -> Iterator[SignedHeader]:
+        """Those that are not ``known``, each asked about when its turn comes."""
+        verified = self._verified
+        for signed in heads:
+            head = verified.get(signed.signature)
+            if head is None or head.signed.header != signed.header:
+                yield signed
+
+    def _check_place(self, header: Header, *, own: bool = False) -> Member:
+        """The roster's entry of its sender."""
         context = self._context
         if header.consortium != context.roster.consortium:
             raise Foreign("header of another consortium")
@@ -114,6 +116,11 @@ class HeadBook:
             raise Foreign("header of the wrong sender")
         if header.key_version != member.key_version:
             raise Foreign(f"header under key version {header.key_version}")
+        return member
+
+    def _check_quarantine(self, sender: NodeId) -> None:
+        if sender in self.quarantined:
+            raise Foreign("its sender contradicted itself and is in quarantine")
 
     def _check_boot(self, head: Head) -> None:
         """A header of an older boot is refused once a newer one is known."""
@@ -126,30 +133,27 @@ class HeadBook:
         if same and head.header.boot_id != newest.header.boot_id:
             raise Replayed("two boots under one incarnation")
 
-    def _check_bounds(self, header: Header) -> None:
+    def _check_bounds(self, header: Header, sender: Member) -> None:
         last = self._context.policy.last_round
         if header.round > last or header.mixed_round > last:
             raise OutOfBounds(f"round {header.round}, the training ends at {last}")
-        sender = self._context.roster.members[NodeId(header.sender)]
         if len(header.counted) > len(sender.neighbours):
             raise OutOfBounds("it counts more edges than its node has")
         if header.base is not None and header.base >= header.version:
             raise OutOfBounds(f"version {header.version} on base {header.base}")
 
     def _check_contradiction(self, head: Head) -> None:
-        header = head.header
-        sender = NodeId(header.sender)
-        recent = self._recent.setdefault(sender, OrderedDict())
-        key = (header.incarnation, header.boot_id, header.version)
-        other = recent.get(key)
-        if other is None or other.header.model == header.model:
-            # kept even if it turns out to be of an older boot: a contradiction stays one
-            recent[key] = head
-            while len(recent) > RECENT_MAX:
-                recent.popitem(last=False)
-            return
-        self.quarantine(QuarantineRecord(sender, other.signed, head.signed))
-        raise Replayed("two different models under one version: proof of equivocation")
+        sender = NodeId(head.header.sender)
+        recent = self._recent.get(sender, ())
+        for other in recent:
+            if other.place != head.place:
+                continue
+            if other.header.model == head.header.model:
+                return
+            self.quarantine(QuarantineRecord(sender, other.signed, head.signed))
+            raise Replayed("two different models under one version: proof of equivocation")
+        # kept even if it turns out to be of an older boot: a contradiction stays one
+        self._recent[sender] = (*recent[1 - RECENT_MAX :], head)
 
     def quarantine(self, record: QuarantineRecord) -> None:
         """Nothing more is taken from a member that signed a contradiction."""
@@ -169,5 +173,5 @@ class HeadBook:
         if newest is None or head.order > newest.order:
             self.newest[sender] = head
         self._verified[head.signed.signature] = head
-        while len(self._verified) > VERIFIED_MAX:
-            self._verified.popitem(last=False)
+        if len(self._verified) > VERIFIED_MAX:
+            del self._verified[next(iter(self._verified))]

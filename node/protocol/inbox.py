@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from crypto.identity import NodeId
 from node.errors import MalformedFrame, OutOfBounds, RemoteProtocolError, Replayed
-from node.protocol.frames import decode, decode_header, encode
+from node.protocol.frames import encode
 from node.protocol.links import Mismatch
 from node.protocol.peers import Peer
 from node.types.events import Linked
@@ -57,7 +57,7 @@ class Inbox:
     def take(self, peer: Peer, frame: bytes | memoryview) -> None:
         """Take one frame of a link that is up. Never raises for what a peer sent."""
         try:
-            message = decode(frame)
+            message = self._core.context.read.message(frame)
             if isinstance(message, Ping):
                 return
             if peer.hello is None and not isinstance(message, Hello | Bye):
@@ -97,7 +97,7 @@ class Inbox:
     def _own_proof(self, signed: SignedHeader) -> None:
         """A header under this node's own key: does it prove a later boot than this one?"""
         core = self._core
-        header = decode_header(signed.header)
+        header = core.context.read.head(signed).header
         if core.publisher.outdated_by(header):
             core.heads.check_own(signed, header)
             core.publisher.reincarnate(header)
@@ -149,19 +149,18 @@ class Inbox:
     def _heads(self, peer: Peer, message: Heads) -> None:
         core = self._core
         fresh: list[SignedHeader] = []
-        for signed in message.heads:
-            if core.heads.known(signed) is not None:
-                continue
+        for signed in core.heads.unknown(message.heads):
             try:
                 self._pay(peer)
-                sender = NodeId(decode_header(signed.header).sender)
+                head = core.context.read.head(signed)
+                sender = NodeId(head.header.sender)
                 if sender in core.heads.quarantined:
                     continue  # the proof is known; who passes its heads on may not know it yet
                 if sender == core.context.me:
                     self._own_proof(signed)
                     continue
                 before = core.heads.newest.get(sender)
-                head = core.heads.check(signed)
+                core.heads.accept(head)
             except Replayed:
                 continue  # who passes on an old head may not know the new one yet
             except RemoteProtocolError as error:

@@ -20,7 +20,7 @@ from crypto.identity import NodeId
 from node.errors import OutOfBounds, RemoteProtocolError
 from node.protocol.context import Context
 from node.protocol.frames import encode
-from node.protocol.heads import Head
+from node.protocol.reading import Head
 from node.types.events import DropPayload, Send, StoreChunk
 from node.types.messages import (
     CHUNK_BYTES,

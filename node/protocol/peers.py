@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from crypto.identity import NodeId
-from node.protocol.heads import Head
+from node.protocol.reading import Head
 from node.types.messages import Hello
 
 PING_S: Final = 5.0

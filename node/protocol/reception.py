@@ -14,10 +14,11 @@ from crypto.identity import NodeId
 from node.errors import Foreign, LocalProtocolError, OutOfBounds, RemoteProtocolError, Replayed
 from node.protocol.context import Context
 from node.protocol.frames import encode
-from node.protocol.heads import Head, HeadBook
-from node.protocol.incoming import ChunkDigest, Transfer, Transfers, verify_leaves
+from node.protocol.heads import HeadBook
+from node.protocol.incoming import ChunkDigest, Transfer, Transfers
 from node.protocol.links import Links
 from node.protocol.peers import Peer, Replica
+from node.protocol.reading import Head
 from node.types.events import Applied, Apply, DropPayload, Forget, Receipt, Received, StoreChunk
 from node.types.messages import LEAF_BYTES, PRESENCE, Ask, Chunk, Have, Offer
 
@@ -182,7 +183,7 @@ class Reception:
         assert payload is not None
         if len(payload) != head.header.length:
             raise OutOfBounds(f"inline payload of {len(payload)} bytes, not {head.header.length}")
-        if not verify_leaves(payload, offer.leaves, 0):
+        if self._context.read.leaves(payload) != offer.leaves:
             raise ChunkDigest("the inline payload does not have the digest the header names")
 
     def _is_news(self, peer: Peer, sender: NodeId, head: Head) -> bool:

@@ -11,11 +11,12 @@ from crypto.identity import NodeId
 from node.protocol.context import Context
 from node.protocol.deadline import Arrivals
 from node.protocol.edges import Use, counts, use
-from node.protocol.heads import Head, HeadBook
+from node.protocol.heads import HeadBook
 from node.protocol.links import Links
 from node.protocol.peers import Peer
 from node.protocol.phases import Phase, Step
 from node.protocol.publisher import Publisher, counted_ids
+from node.protocol.reading import Head
 from node.protocol.reception import Reception
 from node.protocol.standing import Standing
 from node.types.events import (

@@ -264,22 +264,33 @@ def test_a_node_killed_at_any_effect_for_good_holds_nobody_up() -> None:
         assert ended == ["finished"] * 3, k
 
 
-def test_the_verifier_remembers_and_still_refuses() -> None:
-    from scenarios.prepare import found
-    from scenarios.simulation import Simulation
+def test_the_collector_is_left_as_it_was_found() -> None:
+    import gc
 
-    simulation = Simulation(found(quadratic()))
-    key = simulation.founded.keys["n0"]
-    signature = key.sign("header", b"message")
-    assert simulation.verify(key.public, "header", b"message", signature)
-    assert simulation.verify(key.public, "header", b"message", signature)
-    for public, purpose, message, bad in (
-        (simulation.founded.keys["n1"].public, "header", b"message", signature),
-        (key.public, "statement", b"message", signature),
-        (key.public, "header", b"massage", signature),
-        (key.public, "header", b"message", bytes(64)),
-    ):
-        assert not simulation.verify(public, purpose, message, bad)
+    assert gc.isenabled()
+    simulate(quadratic(rounds=2, mixing=0))
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    gc.disable()
+    try:
+        simulate(quadratic(rounds=2, mixing=0))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_cores_that_ended_are_freed_after_a_run() -> None:
+    import gc
+
+    from node.protocol.core import Core
+
+    def cores() -> int:
+        return sum(type(found) is Core for found in gc.get_objects())
+
+    gc.collect()
+    before = cores()
+    simulate(quadratic(CRASH, rounds=8))
+    assert cores() == before
 
 
 @pytest.mark.parametrize("rule", ["median", "trimmed-mean", "clip"])

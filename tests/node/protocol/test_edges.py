@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from lone import Lone
 
 from node.protocol.edges import counts, use, weight
-from node.protocol.heads import Head
 from node.protocol.peers import Peer, Replica
+from node.protocol.reading import Head
 from node.types.roster import Member
 
 LONE = Lone()

@@ -14,7 +14,6 @@ from lone import Lone
 from crypto.hashing import leaf_digests, root
 from node.protocol import incoming
 from node.protocol.frames import chunk_prefix, decode
-from node.protocol.heads import Head
 from node.protocol.incoming import (
     GIVE_UP_S,
     LINK_CHUNKS,
@@ -24,6 +23,7 @@ from node.protocol.incoming import (
     STALL_S,
     Transfers,
 )
+from node.protocol.reading import Head
 from node.types import events as ev
 from node.types.messages import CHUNK_BYTES, Ask, Chunk, Gone, Heads, MiB, Want
 
