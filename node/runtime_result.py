@@ -39,6 +39,7 @@ def final_figures(learner: Learner) -> dict[str, Any]:
         "test_rows": found.rows,
         "own_correct": found.own_correct if found.own_accuracy is not None else None,
         "own_test_rows": found.own_rows,
+        "class_accuracy": learner.inference.class_accuracy(),
         "intervals": learner.inference.intervals(),
         "digest": tree_digest(as_bytes(learner.x.detach().cpu())).hex(),
     }

@@ -5,14 +5,16 @@ What was not measured does not hold: an expectation never passes in silence.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
 
 from node.errors import ConfigError
+from scenarios.expected import ExpectSettings
 from scenarios.record import Baselines, Check, NodeRun, level
-from scenarios.settings import ExpectSettings, Scenario
+from scenarios.settings import Scenario
 
 RECONVERGED: Final = 1.5  # D back within this many times that of the run without faults
 NO_EFFECT: Final = 1.2  # a peak ratio under this: the fault did nothing to the consensus
@@ -84,6 +86,9 @@ def judge(scenario: Scenario, evidence: Evidence) -> tuple[Check, ...]:
     least("accuracy_mean_min", accuracy.mean if accuracy else None, expect.accuracy_mean_min)
     own = _if_all(finished, lambda node: node.own_accuracy, min)
     least("own_accuracy_min", own, expect.own_accuracy_min)
+    for label, limit in sorted((expect.class_accuracy_min or {}).items()):
+        figure = functools.partial(_of_class, label=label)
+        least(f"class_accuracy_min of {label}", _if_all(finished, figure, min), limit)
     least("auroc_min", _if_all(finished, lambda node: node.auroc, min), expect.auroc_min)
     most("loss_max", _if_all(finished, lambda node: node.loss, max), expect.loss_max)
     most("consensus_distance_max", evidence.distance, expect.consensus_distance_max)
@@ -135,6 +140,10 @@ def _ended(expect: ExpectSettings, evidence: Evidence, attackers: Sequence[str])
         return Check("finished_min", finished >= expect.finished_min, finished, expect.finished_min)
     could = len([name for name in evidence.could_finish if name not in attackers])
     return Check("every node that could finish did", finished >= could, finished, could)
+
+
+def _of_class(node: NodeRun, *, label: str) -> float | None:
+    return node.class_accuracy.get(label)
 
 
 def _if_all(

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from crypto.identity import NodeId, SigningKey, node_id
 from node.consortium import policy
+from node.errors import ConfigError
 from node.learning.data import parts
 from node.learning.learner import Learner
 from node.learning.rules import check_rule
@@ -20,6 +21,7 @@ from node.learning.task import Part, Silo
 from node.learning.tasks import build_task
 from node.types.roster import Member, Pins, Policy, Roster
 from node.types.settings import LearningSettings
+from scenarios.expected import check_own_rows
 from scenarios.settings import Scenario, check_duration, data_seed, derive, node_seed
 
 
@@ -62,7 +64,12 @@ def found(scenario: Scenario) -> Founded:
     """Make everything that does not depend on time. Raises ConfigError for what cannot be."""
     settings, graph = scenario.settings, scenario.graph
     learning = scenario.training()
-    rows = parts(settings.task, graph.nodes, seed=data_seed(scenario))
+    try:
+        rows = parts(settings.task, graph.nodes, seed=data_seed(scenario))
+    except ConfigError as error:
+        raise ConfigError(f"{scenario.source}: {error}") from None
+    own_rows = {name: len(part.own_test) for name, part in rows.items()}
+    check_own_rows(settings.expect, own_rows, source=scenario.source)
     steps = {name: steps_of(learning, len(part.train)) for name, part in rows.items()}
     check_duration(scenario, steps=min(steps.values()))
     sizes = {name: 1 + graph.degree(name) for name in graph.nodes}

@@ -62,6 +62,7 @@ class NodeRun(Struct, frozen=True, kw_only=True):
     own_auroc: float | None = None
     own_correct: int | None = None
     own_test_rows: int = 0
+    class_accuracy: dict[str, float] = {}  # on the common test rows, by the class's number
     # 95 % intervals by figure: "accuracy", "auroc", "own_accuracy", "own_auroc" -> (low, high)
     intervals: dict[str, tuple[float, float]] = {}
     missed: tuple[Missed, ...] = ()
@@ -292,6 +293,7 @@ def _node(node: NodeRun) -> dict[str, Any]:
         "samples": node.samples,
         "test_rows": node.test_rows,
         "own_test_rows": node.own_test_rows,
+        "class_accuracy": dict(sorted(node.class_accuracy.items())),
         "intervals": {name: list(pair) for name, pair in sorted(node.intervals.items())},
         "sent_bytes": node.sent_bytes,
         "received_bytes": node.received_bytes,

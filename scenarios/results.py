@@ -127,6 +127,7 @@ def _node_run(simulation: Simulation, node: VirtualNode, figures: Mapping[str, M
         own_auroc=metrics.own_auroc,
         own_correct=metrics.own_correct if metrics.own_rows else None,
         own_test_rows=metrics.own_rows,
+        class_accuracy=_by_class(simulation, node) if finished else {},
         intervals=node.learner.inference.intervals() if finished and few else {},
         missed=tuple(
             Missed(name(p.id), p.missed_count, p.missed_first, p.missed_last, p.missed_why)
@@ -142,6 +143,14 @@ def _node_run(simulation: Simulation, node: VirtualNode, figures: Mapping[str, M
         resumed=node.boots - 1,
         digest=node.digest().hex() if finished else None,
     )
+
+
+def _by_class(simulation: Simulation, node: VirtualNode) -> dict[str, float]:
+    """Where the report shows it or the scenario asks for it: it is one more pass over the rows."""
+    few = len(simulation.nodes) <= _INTERVALS_NODES_MAX
+    if not few and simulation.scenario.settings.expect.class_accuracy_min is None:
+        return {}
+    return node.learner.inference.class_accuracy()
 
 
 def _could_finish(simulation: Simulation) -> tuple[str, ...]:

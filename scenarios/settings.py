@@ -19,12 +19,12 @@ from node.types.settings import (
     LearningSettings,
     NonNegative,
     Positive,
-    Share,
     StartSettings,
     TaskSettings,
 )
 from scenarios.chaos import ChaosSettings, check_chaos, draw
 from scenarios.events import compile_events
+from scenarios.expected import ExpectSettings, check_expect
 from scenarios.faults import Fault, Partition, attackers
 from scenarios.groups import nodes_named
 from scenarios.vocabulary import EventSettings, LinkShape, Names
@@ -73,23 +73,6 @@ class NodeTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     name: Names
     step_ms: NonNegative
-
-
-class ExpectSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[expect]: what must hold at the end. "Worst" and "mean" are over the nodes that finished."""
-
-    accuracy_min: Share | None = None  # worst node, common test rows
-    accuracy_mean_min: Share | None = None
-    own_accuracy_min: Share | None = None  # worst node, its own held-out rows
-    auroc_min: Share | None = None  # worst node, common test rows
-    loss_max: float | None = None  # worst node, common test rows
-    pooled_gap_max: float | None = None  # pooled accuracy minus the worst node's
-    local_gain_min: float | None = None  # mean accuracy minus the mean that nodes reach alone
-    consensus_distance_max: NonNegative | None = None  # D of docs/design.md, section 4
-    consensus_relative_max: NonNegative | None = None  # D/‖x̄‖
-    reconverged_within_rounds: Annotated[int, Meta(ge=1)] | None = None  # after heal or restart
-    finished_min: Annotated[int, Meta(ge=0)] | None = None  # nodes; without it: all that could
-    missed_rounds_max: Annotated[int, Meta(ge=0)] | None = None  # of any node and neighbour
 
 
 class ScenarioSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -235,18 +218,8 @@ def check_scenario(
     if learning.local_steps is not None:
         check_duration(scenario, steps=learning.local_steps)
     _check_chaos(scenario)
-    expect = settings.expect
-    mended = settings.chaos is not None or any(f.mends for f in faults)
-    if expect.reconverged_within_rounds is not None and not mended:
-        raise ConfigError(
-            f"{source}: key 'expect.reconverged_within_rounds': there is no heal or restart "
-            "to reconverge after"
-        )
-    if expect.finished_min is not None and expect.finished_min > len(graph.nodes):
-        raise ConfigError(
-            f"{source}: key 'expect.finished_min': {expect.finished_min} of "
-            f"{len(graph.nodes)} nodes"
-        )
+    mends = settings.chaos is not None or any(fault.mends for fault in faults)
+    check_expect(settings.expect, settings.task, nodes=len(graph.nodes), mends=mends, source=source)
     return scenario
 
 

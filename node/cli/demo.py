@@ -90,9 +90,9 @@ def demo_scenario(
     """
     from msgspec import structs
 
+    from scenarios.expected import ExpectSettings
     from scenarios.settings import (
         ComputeSettings,
-        ExpectSettings,
         NetworkSettings,
         check_scenario,
         load_scenario,

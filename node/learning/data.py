@@ -139,6 +139,8 @@ def _quadratic(
     members, dimension = len(names), settings.dimension
     minima = rng.standard_normal((members, dimension))
     curvatures = rng.uniform(*_CURVATURE, (members, dimension))
+    if settings.split.only:
+        raise ConfigError("task.split: key 'only': task 'quadratic' has no classes")
     sizes = settings.split.sizes
     if sizes is not None and len(sizes) != members:
         raise ConfigError(

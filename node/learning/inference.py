@@ -111,6 +111,13 @@ class Inference:
         found = {figure: self.interval(figure) for figure in INTERVALS}
         return {figure: interval for figure, interval in found.items() if interval is not None}
 
+    def class_accuracy(self) -> dict[str, float]:
+        """Accuracy on the common test rows of each class; empty for a task without classes."""
+        rows = self.task.test
+        if rows is None or not len(rows) or self.task.metric == "loss":
+            return {}
+        return metrics.by_class(*self.outputs(rows))
+
     def validate(self, *, fallback: bool = False) -> float | None:
         """The task's metric on the validation rows, larger is better; None where undefined.
 

@@ -34,9 +34,27 @@ class Metrics(Struct, frozen=True, kw_only=True):
 
 def correct(output: Tensor, labels: Tensor) -> int:
     """How many rows are classified rightly. output: (n, classes), or (n,) or (n, 1) logits."""
+    return int(correct_rows(output, labels).sum())
+
+
+def correct_rows(output: Tensor, labels: Tensor) -> Tensor:
+    """Which rows are classified rightly, (n,) bool. output as in ``correct``."""
     if output.ndim == 2 and output.shape[1] > 1:
-        return int((output.argmax(1) == labels).sum())
-    return int(((output.reshape(-1) > 0) == (labels.reshape(-1) > 0.5)).sum())
+        return output.argmax(1) == labels
+    return (output.reshape(-1) > 0) == (labels.reshape(-1) > 0.5)
+
+
+def by_class(output: Tensor, labels: Tensor) -> dict[str, float]:
+    """The share of each class's rows that are classified rightly, by the class's number."""
+    right = correct_rows(output, labels)
+    plain = labels.reshape(-1).long()
+    counts = torch.bincount(plain)
+    rights = torch.bincount(plain, weights=right.double(), minlength=len(counts))
+    return {
+        str(label): hits / rows
+        for label, (hits, rows) in enumerate(zip(rights.tolist(), counts.tolist(), strict=True))
+        if rows
+    }
 
 
 def scores(output: Tensor) -> Tensor | None:

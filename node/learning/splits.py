@@ -7,12 +7,13 @@ fitting (Deming & Stephan 1940).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from node.errors import ConfigError
+from node.strict import nearest
 from node.types.settings import SplitSettings
 
 Index = NDArray[np.int64]
@@ -59,11 +60,29 @@ def split(
     """Row numbers of each member, in the order of ``names``.
 
     features: (rows, columns); labels: (rows,). Every kind but ``resample`` gives each row to
-    exactly one member. Raises ConfigError where the kind's own key is missing or wrong, or where
-    there are too few rows for every member to train on.
+    exactly one member; rows of a class in ``only`` go to its members in any case. Raises
+    ConfigError where the kind's own key is missing or wrong, or where there are too few rows for
+    every member to train on.
     """
-    members, rows = len(names), len(labels)
     _check(settings, features, names)
+    if not settings.only:
+        return _split(settings, features, labels, names, rng)
+    held = _held(settings.only, labels, names, rng)
+    left = np.setdiff1d(np.arange(len(labels)), np.concatenate(held))
+    rest = _split(settings, features[left], labels[left], names, rng)
+    return [
+        np.sort(np.concatenate([mine, left[some]])) for mine, some in zip(held, rest, strict=True)
+    ]
+
+
+def _split(
+    settings: SplitSettings,
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    names: Sequence[str],
+    rng: np.random.Generator,
+) -> list[Index]:
+    members, rows = len(names), len(labels)
     if settings.kind == "resample":
         assert settings.per_node is not None
         return [np.sort(rng.integers(0, rows, settings.per_node)) for _ in names]
@@ -105,6 +124,34 @@ def _check(settings: SplitSettings, features: NDArray[np.float32], names: Sequen
             f"task.split: key 'column': found {settings.column}, the data has columns 0 to "
             f"{features.shape[1] - 1}"
         )
+
+
+def _held(
+    only: Mapping[str, Sequence[str]],
+    labels: NDArray[np.int64],
+    names: Sequence[str],
+    rng: np.random.Generator,
+) -> list[Index]:
+    """The rows of classes that some members alone have, in equal parts, by member."""
+    pieces: list[list[Index]] = [[np.empty(0, dtype=np.int64)] for _ in names]
+    place = {name: number for number, name in enumerate(names)}
+    there = [str(label) for label in np.unique(labels)]
+    for label, holders in only.items():
+        if label not in there:
+            raise ConfigError(
+                f"task.split: key 'only': no class '{label}'; valid are {', '.join(there)}"
+            )
+        if not holders or len(set(holders)) < len(holders):
+            raise ConfigError(f"task.split: key 'only.{label}': names nobody, or a member twice")
+        for name in holders:
+            if name not in place:
+                raise ConfigError(
+                    f"task.split: key 'only.{label}': no member '{name}'{nearest(name, names)}"
+                )
+        rows = rng.permutation(np.flatnonzero(labels == int(label)))
+        for name, part in zip(holders, np.array_split(rows, len(holders)), strict=True):
+            pieces[place[name]].append(part)
+    return [np.concatenate(piece) for piece in pieces]
 
 
 def _cut(order: Index, shares: Floats) -> list[Index]:

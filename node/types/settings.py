@@ -24,13 +24,18 @@ Keep = Literal["last", "best", "agreed"]
 
 
 class SplitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How one data set becomes the members' own parts (demonstrations and scenarios only)."""
+    """How one data set becomes the members' own parts (demonstrations and scenarios only).
+
+    only: ``{ 9 = ["n3", "n12"] }``, the rows of class 9 go to these members alone, in equal parts;
+    ``kind`` divides the others among all.
+    """
 
     kind: Literal["iid", "dirichlet", "size", "column", "resample", "hospitals"] = "iid"
     alpha: Positive | None = None  # dirichlet: concentration of label shares; smaller, more skew
     sizes: tuple[Positive, ...] | None = None  # size: relative sizes, one per node
     column: Annotated[int, Meta(ge=0)] | None = None  # column: sort by this feature, cut in order
     per_node: Count | None = None  # resample: rows each node draws with replacement
+    only: dict[str, tuple[str, ...]] | None = None  # by class number
 
 
 class TaskSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -16,11 +16,28 @@ from node.errors import ConfigError
 from scenarios.expectations import Evidence, Reconvergence, judge, reconvergence, remarks
 from scenarios.measures import Spread
 from scenarios.record import Alone, Baselines, Check, Missed, NodeRun, Run, level, result
+from scenarios.settings import parse_scenario
 from scenarios.simulation import simulate
 
 NODES = (
-    NodeRun(name="a", samples=10, ended="finished", rounds=5, accuracy=0.9, own_accuracy=0.8),
-    NodeRun(name="b", samples=10, ended="finished", rounds=5, accuracy=0.8, own_accuracy=0.9),
+    NodeRun(
+        name="a",
+        samples=10,
+        ended="finished",
+        rounds=5,
+        accuracy=0.9,
+        own_accuracy=0.8,
+        class_accuracy={"3": 0.7, "4": 1.0},
+    ),
+    NodeRun(
+        name="b",
+        samples=10,
+        ended="finished",
+        rounds=5,
+        accuracy=0.8,
+        own_accuracy=0.9,
+        class_accuracy={"3": 0.6, "4": 0.9},
+    ),
     NodeRun(name="c", samples=10, ended="killed", rounds=2),
 )
 BASELINES = Baselines(
@@ -29,8 +46,9 @@ BASELINES = Baselines(
 )
 
 
-def verdict(text: str, **changes: Any) -> dict[str, Check]:
-    scenario = quadratic("[expect]\n" + text, topology='kind = "ring", nodes = 5')
+def verdict(text: str, task: str = "digits", **changes: Any) -> dict[str, Check]:
+    head = f'name = "t"\ntopology = {{ kind = "ring", nodes = 5 }}\ntask = {{ name = "{task}" }}\n'
+    scenario = parse_scenario(f"{head}[expect]\n{text}", source="t.toml")
     evidence = Evidence(
         **{
             "nodes": NODES,
@@ -71,7 +89,8 @@ def test_each_limit_holds_at_its_value_and_not_beyond(
 @pytest.mark.parametrize("name", ["accuracy_min", "auroc_min", "loss_max", "pooled_gap_max"])
 def test_what_was_not_measured_does_not_hold(name: str) -> None:
     bare = tuple(NodeRun(name=n.name, samples=1, ended=n.ended, rounds=n.rounds) for n in NODES)
-    check = verdict(f"{name} = 0.5", nodes=bare, baselines=None)[name]
+    task = "breast-cancer" if name == "auroc_min" else "digits"
+    check = verdict(f"{name} = 0.5", task=task, nodes=bare, baselines=None)[name]
     assert not check.ok
     assert check.value is None
 
@@ -85,6 +104,15 @@ def test_every_node_that_could_finish_must() -> None:
     assert verdict("")["every node that could finish did"].ok
     more = verdict("", could_finish=("a", "b", "c"))
     assert not more["every node that could finish did"].ok
+
+
+def test_the_worst_node_of_each_class_counts() -> None:
+    checks = verdict("class_accuracy_min = { 3 = 0.65, 4 = 0.9 }")
+    assert not checks["class_accuracy_min of 3"].ok
+    assert checks["class_accuracy_min of 3"].value == 0.6
+    assert checks["class_accuracy_min of 4"].ok
+    # nobody measured the fives: that is no reason to pass
+    assert not verdict("class_accuracy_min = { 5 = 0.0 }")["class_accuracy_min of 5"].ok
 
 
 def test_missed_rounds_are_counted_over_all_nodes() -> None:
@@ -125,7 +153,13 @@ def test_reconvergence_is_judged() -> None:
 
 def test_expectations_that_need_baselines_are_refused_without_them() -> None:
     with pytest.raises(ConfigError, match="pooled_gap_max' needs the baselines"):
-        simulate(quadratic("[expect]\npooled_gap_max = 0.1\n"))
+        simulate(
+            parse_scenario(
+                'name = "t"\ntopology = { kind = "ring", nodes = 5 }\ntask = { name = "digits" }\n'
+                "[expect]\npooled_gap_max = 0.1\n",
+                source="t.toml",
+            )
+        )
 
 
 def test_baselines_are_trained_on_request() -> None:

@@ -25,6 +25,7 @@ KINDS = [
     SplitSettings(kind="size", sizes=(1, 1, 2, 3, 9)),
     SplitSettings(kind="column", column=2),
     SplitSettings(kind="hospitals"),
+    SplitSettings(kind="dirichlet", alpha=0.5, only={"1": ("n1", "n4")}),
 ]
 
 
@@ -127,6 +128,31 @@ def test_stratified_keeps_class_shares_within_a_row(counts, share, seed):
         assert abs((labels[chosen] == label).sum() - count * share) < 2
 
 
+@pytest.mark.parametrize(
+    "kind", [{"kind": "iid"}, {"kind": "resample", "per_node": 50}, {"kind": "column", "column": 5}]
+)
+def test_a_class_goes_to_its_holders_alone_in_equal_parts(kind):
+    chosen = SplitSettings(**kind, only={"9": ("n4", "n1"), "0": ("n1",)})
+    made = parts(settings_of("digits", chosen), NAMES, seed=3)
+    counts = {
+        name: [
+            sum(int((rows.y == label).sum()) for rows in (p.train, p.validation, p.own_test))
+            for label in (0, 9)
+        ]
+        for name, p in made.items()
+    }
+    labels = table("digits")[1]
+    zeros, nines = (int((labels == label).sum()) for label in (0, 9))
+    tested = made["n0"].test.y
+    zeros, nines = zeros - int((tested == 0).sum()), nines - int((tested == 9).sum())
+    assert counts["n0"] == counts["n2"] == counts["n3"] == [0, 0]
+    assert counts["n1"][0] == zeros
+    assert counts["n1"][1] + counts["n4"][1] == nines
+    assert abs(counts["n1"][1] - counts["n4"][1]) <= 1
+    assert counts["n4"][0] == 0
+    assert int((tested == 9).sum()) > 0, "all are asked about it"
+
+
 @given(
     members=st.integers(1, 12),
     alpha=st.sampled_from([1e-6, 0.1, 1.0]),
@@ -157,6 +183,11 @@ def test_no_member_is_left_without_rows(members, alpha, seed):
         (settings_of(holdout=1.0), NAMES, "leaves no rows"),
         (settings_of(), tuple(f"m{i}" for i in range(200)), "member 'm113'"),
         (settings_of("quadratic", SplitSettings(kind="size", sizes=(1,))), NAMES, "1 sizes for 5"),
+        (settings_of("digits", SplitSettings(only={"10": ("n0",)})), NAMES, "no class '10'"),
+        (settings_of("digits", SplitSettings(only={"9": ("m0",)})), NAMES, "did you mean 'n0'"),
+        (settings_of("digits", SplitSettings(only={"9": ()})), NAMES, "names nobody"),
+        (settings_of("digits", SplitSettings(only={"9": ("n0", "n0")})), NAMES, "a member twice"),
+        (settings_of("quadratic", SplitSettings(only={"9": ("n0",)})), NAMES, "has no classes"),
     ],
 )
 def test_what_cannot_be_split_is_refused(chosen, names, match):
