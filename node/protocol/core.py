@@ -153,14 +153,17 @@ class Core:
         Carry the effects out in order, then re-arm one timer at ``next_wake()``. Bad input from a
         peer never raises. Raises LocalProtocolError for an event that the phase does not allow.
         """
-        if self.phase is Phase.STOPPED:
+        phase, context = self.standing.phase, self.context
+        if phase is Phase.STOPPED:
             return ()
-        self.context.now = now
-        self.context.effects = []
-        if self.phase is not Phase.LEAVING or isinstance(event, Persisted):
+        context.now = now
+        context.effects = []
+        if type(event) is Persisted:
+            self.ending.persisted(event)  # nothing but the end waits for the disk
+        elif phase is not Phase.LEAVING:
             self._handlers[type(event)](event)
             self._settle()
-        return tuple(self.context.effects)
+        return tuple(context.effects)
 
     def _table(self) -> dict[type, Callable[[Any], None]]:
         """Who answers for which event."""
@@ -177,7 +180,6 @@ class Core:
             Mixed: self._on_mixed,
             Rebased: self._on_rebased,
             Finalised: self._on_finalised,
-            Persisted: self.ending.persisted,
             Stop: self.ending.stop,
         }
 
@@ -189,7 +191,7 @@ class Core:
         timer = None if self.standing.expired() else self.standing.timer
         join = self.start_gate.wake_at() if self.phase is Phase.STARTING else None
         times = (timer, join, self.links.wake_at(), self.reception.transfers.wake_at())
-        return min((at for at in times if at is not None), default=None)
+        return min([at for at in times if at is not None], default=None)
 
     def snapshot(self) -> CoreState:
         """What a later process resumes from."""
@@ -244,7 +246,7 @@ class Core:
             return
         if peer.up:
             self.reception.interrupted(peer.id)
-        peer.link_up(self.context.now)
+        self.links.up(peer)
         self._greet(peer)
 
     def _greet(self, peer: Peer) -> None:
@@ -261,8 +263,7 @@ class Core:
     def _on_dial_failed(self, event: DialFailed) -> None:
         peer = self.links.peers.get(event.peer)
         if peer is not None and not peer.up:
-            peer.down_why = event.why
-            peer.retry(self.context.now, self.context.rng.random())
+            self.links.dial_failed(peer, event.why)
 
     def _on_frame(self, event: Frame) -> None:
         peer = self.links.peers.get(event.peer)
@@ -355,20 +356,22 @@ class Core:
 
     def _settle(self) -> None:
         """Pass proofs on, and move on as far as the phase allows."""
+        standing = self.standing
         while self.heads.untold:
             record = self.heads.untold.pop()
             self.links.broadcast(encode(Heads((record.one, record.other))))
-        if self.phase in (Phase.LEAVING, Phase.STOPPED):
+        if standing.phase in (Phase.LEAVING, Phase.STOPPED):
             return
-        self.reception.pump(self._may_apply)
-        if self.phase is Phase.STARTING and self._may_start():
-            self.standing.timer = None
+        if self.reception.ready:
+            self.reception.pump(self._may_apply)
+        if standing.phase is Phase.STARTING and self._may_start():
+            standing.timer = None
             self._go_on()
-        if self.phase is Phase.CATCHING_UP and self.catch_up.settled():
+        if standing.phase is Phase.CATCHING_UP and self.catch_up.settled():
             self.rounds.begin()
-        if self.phase is Phase.COLLECTING and self.rounds.collected():
+        if standing.phase is Phase.COLLECTING and self.rounds.collected():
             self.rounds.mix()
-        if self.phase is Phase.FINAL and self.ending.served():
+        if standing.phase is Phase.FINAL and self.ending.served():
             self.ending.leave("finished")
 
     def _may_start(self) -> bool:

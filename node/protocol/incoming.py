@@ -178,6 +178,8 @@ class Transfers:
 
         Those under way ask for more where credit has become free.
         """
+        if not self.by_member:
+            return
         self._take_turns()
         for member in sorted(self.by_member):
             transfer = self.by_member[member]
@@ -187,6 +189,8 @@ class Transfers:
                 self._ask(transfer)
 
     def wake_at(self) -> float | None:
+        if not self.by_member:
+            return None
         active = [self._due(t) for t in self.by_member.values() if t.active]
         holder, others = self._large()
         if holder is not None and others:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from crypto.identity import NodeId
@@ -31,6 +32,7 @@ class Links:
         self.peers: dict[NodeId, Peer] = {
             n: Peer(n, context.roster.name(n)) for n in sorted(context.self_member.neighbours)
         }
+        self._wake_at: float | None = None  # no link needs anything before; None: to be found out
 
     def linked(self) -> Iterator[Peer]:
         return (peer for peer in self.peers.values() if peer.linked)
@@ -41,6 +43,17 @@ class Links:
             delay = 0.0 if self._context.me < peer.id else DIAL_SECOND_S
             peer.dial_at = self._context.now + delay
             peer.tokens_at = self._context.now
+        self._wake_at = None
+
+    def up(self, peer: Peer) -> None:
+        """The channel stands; it counts from its Hello on."""
+        peer.link_up(self._context.now)
+        self._wake_at = None
+
+    def dial_failed(self, peer: Peer, why: str) -> None:
+        peer.down_why = why
+        peer.retry(self._context.now, self._context.rng.random())
+        self._wake_at = None
 
     def send(self, peer: Peer, frame: bytes, after: int | None = None) -> None:
         peer.sent_at = self._context.now
@@ -101,6 +114,7 @@ class Links:
         self.send(peer, encode(Bye(why[:200])))
         self.hangup(peer, why)
         peer.dial_at = self._context.now + DIAL_MAX_S
+        self._wake_at = None
 
     def bye(self, why: str) -> None:
         """Tell every linked neighbour that we leave on purpose."""
@@ -113,6 +127,7 @@ class Links:
     def down(self, peer: Peer, why: str) -> None:
         was_up = peer.up
         peer.link_down(self._context.now, why, self._context.rng.random())
+        self._wake_at = None
         if was_up:
             self._context.note(Unlinked(peer.id, peer.down_why))
 
@@ -123,6 +138,7 @@ class Links:
             if not peer.up:
                 if not peer.dialling and peer.dial_at is not None and peer.dial_at <= now:
                     peer.dialling, peer.dialled_at = True, now
+                    self._wake_at = None
                     self._context.emit(Dial(peer.id))
             elif peer.heard_at + SILENT_S <= now:
                 self.hangup(peer, f"silent for {SILENT_S:g} s")
@@ -130,5 +146,12 @@ class Links:
                 self.send(peer, _PING)
 
     def wake_at(self) -> float | None:
-        times = [at for peer in self.peers.values() if (at := peer.wake_at()) is not None]
-        return min(times, default=None)
+        """When a link needs something, at the earliest.
+
+        What is sent and heard on a link puts off what it needs: until a time found before has come,
+        it is not looked for again. That is after every frame otherwise, over all links.
+        """
+        if self._wake_at is None or self._wake_at <= self._context.now:
+            times = [at for peer in self.peers.values() if (at := peer.wake_at()) is not None]
+            self._wake_at = min(times, default=math.inf)
+        return None if self._wake_at == math.inf else self._wake_at

@@ -144,21 +144,23 @@ class Rounds:
             return False
         if self._standing.expired():
             return True
-        return all(self._arrived(peer) for peer in self._links.linked())
+        for peer in self._links.peers.values():  # asked after every frame: no generators here
+            if peer.linked and not self._arrived(peer):
+                return False
+        return True
 
     def _arrived(self, peer: Peer) -> bool:
-        if peer.id in self._heads.quarantined:
+        current, version = self._standing.current, self._publisher.version
+        if counts(peer, current, version) or peer.id in self._heads.quarantined:
             return True
         held, waiting = peer.replica, self._reception.ready.get(peer.id)
-        newest = max(
-            held.head.header.round if held else 0, waiting.head.header.round if waiting else 0
-        )
-        newest = max(newest, peer.bad_round)  # refused here: nothing better comes for this round
-        current, version = self._standing.current, self._publisher.version
-        if newest > current or counts(peer, current, version):
-            return True
-        if newest < current:
-            return False
+        newest = peer.bad_round  # refused here: nothing better comes for this round
+        if held is not None:
+            newest = max(newest, held.head.header.round)
+        if waiting is not None:
+            newest = max(newest, waiting.head.header.round)
+        if newest != current:
+            return newest > current
         return peer.bad_round == newest or peer.refused_version >= version
 
     # ── mixing ──
