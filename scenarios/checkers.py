@@ -43,11 +43,13 @@ class Finding:
         self.broken = 0
         self.first = ""
 
-    def look(self, holds: bool, what: str, at: float) -> None:
+    def look(self, holds: bool, what: str | Callable[[], str], at: float) -> None:
+        """``what`` is wrong where it does not hold: a function where it is looked at often."""
         self.seen += 1
         if not holds:
             self.broken += 1
-            self.first = self.first or f"at {at:.6f} s: {what}"
+            said = what if isinstance(what, str) else what()
+            self.first = self.first or f"at {at:.6f} s: {said}"
 
     def check(self) -> Check:
         value = f"{self.seen} looked at" if not self.broken else self.first
@@ -130,8 +132,10 @@ class Checkers:
             model = header.model
         self.genuine.look(
             model is not None and model == header.model == digest,
-            f"{self._name(node)} applies as {self._name(owner)}'s version {header.version} what "
-            "that node never published",
+            lambda: (
+                f"{self._name(node)} applies as {self._name(owner)}'s version {header.version} "
+                "what that node never published"
+            ),
             at,
         )
         self._held[node, owner] = digest
@@ -143,13 +147,16 @@ class Checkers:
             len(set(members)) == len(members)
             and all(m in neighbours and (node, m) in self._held for m in members)
             and all(0 <= s.age <= self._policy.max_staleness for s in effect.sources),
-            f"{self._name(node)} mixes {[self._name(m) for m in members]} in round {effect.round}",
+            lambda: (
+                f"{self._name(node)} mixes {[self._name(m) for m in members]} in round "
+                f"{effect.round}"
+            ),
             at,
         )
         weights = [source.weight for source in effect.sources]
         self.weights.look(
             all(weight > 0 for weight in weights) and sum(weights) < 1 - _ROUNDING,
-            f"{self._name(node)} mixes with weights {weights} in round {effect.round}",
+            lambda: f"{self._name(node)} mixes with weights {weights} in round {effect.round}",
             at,
         )
 
@@ -198,7 +205,10 @@ class Checkers:
     def _publishing(self, node: NodeId, notice: Publishing, at: float) -> None:
         key = (notice.incarnation, notice.boot_id, notice.version)
         before = self._published[node].setdefault(key, notice.model)
-        said = f"{self._name(node)} publishes version {notice.version} of {notice.incarnation}"
+
+        def said() -> str:
+            return f"{self._name(node)} publishes version {notice.version} of {notice.incarnation}"
+
         self.unique.look(before == notice.model, said, at)
         order = (notice.incarnation, notice.version)
         self.grow.look(order > self._newest.get(node, (0, 0)), said, at)
@@ -209,7 +219,9 @@ class Checkers:
         before = self._received.get((node, notice.member), (0, 0))
         self.replayed.look(
             order >= before,
-            f"{self._name(node)} applies {self._name(notice.member)}'s {order} after {before}",
+            lambda: (
+                f"{self._name(node)} applies {self._name(notice.member)}'s {order} after {before}"
+            ),
             at,
         )
         self._received[node, notice.member] = order
@@ -219,7 +231,7 @@ class Checkers:
         stood = at - notice.waited_s <= self._stood_until.get(node, -math.inf)
         self.deadline.look(
             stood or notice.waited_s <= limit,
-            f"{self._name(node)} waited {notice.waited_s:.3f} s in round {notice.round}",
+            lambda: f"{self._name(node)} waited {notice.waited_s:.3f} s in round {notice.round}",
             at,
         )
         for cut in self._cuts:

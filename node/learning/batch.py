@@ -14,10 +14,11 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
-from node.learning import metrics
+from node.learning import metrics, rules
 from node.learning.learner import Learner
 from node.learning.metrics import Metrics
 from node.learning.optimizers import FlatOptimizer, update
+from node.learning.rules import COORDINATE_WISE, rule_needs
 from node.learning.sampling import padded_width
 from node.learning.stacked import ALIGNED, Kernel, kernel
 from node.learning.task import Rows, Table
@@ -56,8 +57,44 @@ def train_batch(jobs: Sequence[tuple[Learner, int]]) -> list[Trained]:
 
 
 def mix_batch(jobs: Sequence[tuple[Learner, Mix]]) -> list[Mixed]:
-    """What ``learner.mix(effect)`` does for each job. One by one: a mix is a few fused passes."""
-    return [learner.mix(effect) for learner, effect in jobs]
+    """What ``learner.mix(effect)`` does for each job, bit for bit. No learner twice.
+
+    Models that one coordinate-wise rule mixes alike are laid end to end. Nobody's mix reads what
+    another one writes: replicas and public models are not x.
+    """
+    found: list[Mixed | None] = [None] * len(jobs)
+    for group in _groups(enumerate(jobs), lambda item: _mixes_alike(*item[1])):
+        for some in _chunks(group, group[0][1][0]):
+            learners = [learner for _, (learner, _) in some]
+            results: Sequence[Tensor | None] = [None] * len(some)
+            if len(some) > 1 and _mixes_alike(*some[0][1]) is not None:
+                results = _mix(learners, [effect for _, (_, effect) in some])
+            for (index, (learner, effect)), mixed in zip(some, results, strict=True):
+                found[index] = learner.mix(effect, mixed)
+    return [mixed for mixed in found if mixed is not None]
+
+
+def _mixes_alike(learner: Learner, effect: Mix) -> Hashable:
+    """Equal for mixes that may be laid end to end; None for one that must be done alone."""
+    settings = learner.settings
+    few = len(effect.sources) + 1 < rule_needs(settings.rule, settings.f)
+    if settings.rule not in COORDINATE_WISE or few:
+        return None
+    said: Hashable = len(effect.sources)
+    if settings.rule == "mean":
+        said = tuple([source.weight for source in effect.sources])
+    return (settings.rule, settings.f, learner.vector.size, said)
+
+
+def _mix(learners: Sequence[Learner], effects: Sequence[Mix]) -> Sequence[Tensor]:
+    """The rule's result (P,) for each of several mixes that are alike."""
+    settings = learners[0].settings
+    weights = [source.weight for source in effects[0].sources]
+    sources = [learner.sources(effect) for learner, effect in zip(learners, effects, strict=True)]
+    replicas = [torch.cat(column) for column in zip(*sources, strict=True)]
+    own = torch.cat([learner.public for learner in learners])
+    mixed = rules.mix(settings.rule, own, replicas, weights, f=settings.f, out=own)
+    return list(mixed.view(len(learners), -1))
 
 
 def evaluate_batch(learners: Sequence[Learner]) -> list[Metrics]:

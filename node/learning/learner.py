@@ -237,10 +237,11 @@ class Learner:
 
     # ── mixing ──────────────────────────────────────────────────────────────────────────────
 
-    def mix(self, effect: Mix) -> Mixed:
+    def mix(self, effect: Mix, mixed: Tensor | None = None) -> Mixed:
         """Mix: x ← x + γ (rule(x̂; replicas) − x̂), γ = 1 where the round does not train.
 
         There the result is over-relaxed by ``effect.omega`` from the second such round on.
+        ``mixed`` (P,), used up: what the rule gives, where a batch has worked it out already.
 
         With too few models for the rule the own model stays, and ``kept_own`` says why. Raises
         LocalProtocolError for a source without a replica, or weights that sum to more than 1.
@@ -248,7 +249,7 @@ class Learner:
         kept_own = ""
         gamma = self.settings.gamma if effect.training else 1.0
         try:
-            self._apply_rule(effect, gamma)
+            self._apply_rule(effect, gamma, mixed)
         except TooFewPeers as error:
             kept_own = str(error)
         self._relax(effect, kept=bool(kept_own))
@@ -257,28 +258,24 @@ class Learner:
             self._keep_best(effect.round)
         return Mixed(round=effect.round, kept_own=kept_own)
 
-    def _apply_rule(self, effect: Mix, gamma: float) -> None:
-        vectors = [self._replica(source.member) for source in effect.sources]
-        weights = [source.weight for source in effect.sources]
+    def sources(self, effect: Mix) -> list[Tensor]:
+        """The replicas (P,) that ``effect`` mixes. Raises LocalProtocolError if one is not here."""
+        return [self._replica(source.member) for source in effect.sources]
+
+    def _apply_rule(self, effect: Mix, gamma: float, mixed: Tensor | None) -> None:
         # Right after Encode x equals x̂, and with γ = 1 the result is the rule's own: written in
         # place, without the rounding of x + (r − x̂).
         whole = self._same and gamma == 1.0
         x = self.x.detach()
         out = x if whole and x.device.type == "cpu" else None
-        rule, f = self.settings.rule, self.settings.f
-        match rule:
-            case "mean":
-                mixed = rules.mean(self.public, vectors, weights, out)
-            case "trimmed-mean":
-                mixed = rules.trimmed_mean([self.public, *vectors], f, out)
-            case "median":
-                mixed = rules.median([self.public, *vectors], f, out)
-            case "clip":
-                mixed = rules.clip(self.public, vectors, weights, f, out)
+        if mixed is None:
+            weights = [source.weight for source in effect.sources]
+            rule, f = self.settings.rule, self.settings.f
+            mixed = rules.mix(rule, self.public, self.sources(effect), weights, f=f, out=out)
         self._same = False
         if not whole:
             x.add_(mixed.sub_(self.public).to(x.device), alpha=gamma)
-        elif out is None:
+        elif mixed is not x:
             x.copy_(mixed)
 
     def _relax(self, effect: Mix, *, kept: bool) -> None:

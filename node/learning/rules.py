@@ -20,8 +20,33 @@ from node.types.settings import Rule
 
 Models = Tensor | Sequence[Tensor]
 
+# Rules under which coordinates do not know of each other: several nodes' models may be laid end to
+# end, and the result is, bit for bit, the nodes' own results end to end.
+COORDINATE_WISE: Final[tuple[Rule, ...]] = ("mean", "trimmed-mean", "median")
+
 # A block of every model together: half of a common second-level cache.
 _BLOCK_BYTES: Final = 1 << 20
+
+
+def mix(
+    rule: Rule,
+    own: Tensor,
+    replicas: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    f: int,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The named rule on the own model and its replicas, each (d,). Raises as the rule itself."""
+    match rule:
+        case "mean":
+            return mean(own, replicas, weights, out)
+        case "trimmed-mean":
+            return trimmed_mean([own, *replicas], f, out)
+        case "median":
+            return median([own, *replicas], f, out)
+        case "clip":
+            return clip(own, replicas, weights, f, out)
 
 
 def mean(

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional
 
 from node.learning import batch
-from node.learning.batch import evaluate_batch, train_batch
+from node.learning.batch import evaluate_batch, mix_batch, train_batch
 from node.learning.learner import Learner
 from node.learning.task import Table, Task
-from node.types.events import Mix
+from node.types.events import Apply, Encode, Mix, Source
 from node.types.settings import LearningSettings, SplitSettings
 
 TASKS = ["digits", "breast-cancer", "quadratic"]
@@ -191,3 +191,63 @@ def test_learners_of_different_shape_go_in_one_call_and_answers_keep_their_order
 def test_nothing_to_train_or_evaluate():
     assert train_batch([]) == []
     assert evaluate_batch([]) == []
+
+
+def gossiping(learners, header_of, task, rule, f, training):
+    """Nine nodes around a ring of degree 4 after some rounds, and the mixes of the next."""
+    policy = LearningSettings(local_steps=2, rule=rule, f=f, gamma=1.0 if training else 0.5)
+    nodes = learners(task, 9, policy, uneven(task))
+    for round_ in (1, 2):
+        train_batch([(node, round_) for node in nodes])
+        payloads = [node.encode(Encode(round_, round_, True)).payload for node in nodes]
+        jobs = []
+        for place, node in enumerate(nodes):
+            sources = []
+            for step in (-2, -1, 1, 2):
+                other = (place + step) % len(nodes)
+                payload = payloads[other]
+                effect = Apply(nodes[other].me, payload.root, header_of(payload, round_))
+                assert node.apply(effect, payload.inline).ok
+                # one node lacks a neighbour, another weighs its own differently
+                if (place, step) != (4, 1):
+                    weight = 0.1 if (place, step) == (6, 2) else 0.2
+                    sources.append(Source(nodes[other].me, weight, 0))
+            jobs.append((node, Mix(round_, tuple(sources), training, 1.2)))
+        yield jobs
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("rule", "f"),
+    [("mean", 0), ("trimmed-mean", 1), ("trimmed-mean", 2), ("median", 0), ("clip", 1)],
+)
+@pytest.mark.parametrize("task", TASKS)
+def test_mixing_together_is_mixing_alone_bit_for_bit(learners, header, task, rule, f, training):
+    runs = zip(
+        *(gossiping(learners, header, task, rule, f, training) for _ in range(3)), strict=True
+    )
+    for alone, together, in_threes in runs:
+        expected = [node.mix(effect) for node, effect in alone]
+        assert mix_batch(together) == expected
+        order = in_threes[::-1]
+        found = [one for at in range(0, 9, 3) for one in mix_batch(order[at : at + 3])]
+        assert found[::-1] == expected
+        for (one, _), (other, _), (third, _) in zip(alone, together, in_threes, strict=True):
+            assert torch.equal(one.vector.flat, other.vector.flat)
+            assert torch.equal(one.vector.flat, third.vector.flat)
+            for key, vector in one.optimizer.vectors.items():
+                assert torch.equal(vector, other.optimizer.vectors[key])
+        # four models bear no two attackers: that node keeps its own, and says so
+        assert ["needs" in mixed.kept_own for mixed in expected] == [
+            f == 2 and place == 4 for place in range(9)
+        ]
+
+
+def test_mixes_that_are_alike_are_worked_out_together(learners, header, monkeypatch):
+    made = []
+    mix = batch.rules.mix
+    monkeypatch.setattr(batch.rules, "mix", lambda *a, **k: made.append(a[1]) or mix(*a, **k))
+    jobs = next(gossiping(learners, header, "digits", "median", 0, True))
+    mix_batch(jobs)
+    sizes = sorted(own.numel() // jobs[0][0].vector.size for own in made)
+    assert sizes == [1, 8], "the one that lacks a neighbour is done alone"
