@@ -43,6 +43,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/link.py
+	$(BIN)/python benchmarks/determinism.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis grapevine-demo

@@ -74,6 +74,11 @@ def _explain(message: str, raw: Any, into: Any) -> str:
     found = _value_at(raw, path)
     shown = "" if found is None or isinstance(found, dict | list) else f", found {found!r}"
     where = f"key '{_join(path, '')}': " if path != "$" else ""
+    words = [
+        w for kind in _kinds_at(into, path) if _is_literal(kind) for w in typing.get_args(kind)
+    ]
+    if words and isinstance(found, str):
+        return f"{where}unknown value '{found}'{nearest(found, words)}"
     return f"{where}{match['what'][:1].lower()}{match['what'][1:]}{shown}"
 
 
@@ -101,6 +106,16 @@ def _value_at(raw: Any, path: str) -> Any:
 
 def _types_at(into: Any, path: str) -> list[Any]:
     """The struct types that can stand at a msgspec error path such as ``$.event[...].at``."""
+    kinds = _kinds_at(into, path)
+    return [k for k in kinds if isinstance(k, type) and issubclass(k, msgspec.Struct)]
+
+
+def _is_literal(kind: Any) -> bool:
+    return typing.get_origin(kind) is typing.Literal
+
+
+def _kinds_at(into: Any, path: str) -> list[Any]:
+    """Everything that can stand there."""
     current = [into]
     for step in _steps(path):
         following: list[Any] = []
@@ -113,7 +128,7 @@ def _types_at(into: Any, path: str) -> list[Any]:
                 if step in by_name:
                     following.append(hints[by_name[step]])
         current = following
-    return [k for k in _flatten(current) if isinstance(k, type) and issubclass(k, msgspec.Struct)]
+    return _flatten(current)
 
 
 def _flatten(kinds: list[Any]) -> list[Any]:

@@ -23,6 +23,18 @@ def check_engine(on: str) -> str:
     return on
 
 
+def check(scenario: Scenario, *, on: str = "simulation") -> None:
+    """Raises ConfigError for what the engine would refuse, without starting anything."""
+    from scenarios.prepare import found
+
+    check_engine(on)
+    if on == "processes":
+        from scenarios.processes import refuse
+
+        refuse(scenario)
+    found(scenario.with_chaos())
+
+
 def run(
     scenario: Scenario | Path | str,
     *,

@@ -55,7 +55,7 @@ def run_processes(
     """
     scenario = scenario.with_seed(seed)
     check_baselines(scenario, baselines=baselines)
-    _refuse(scenario)
+    refuse(scenario)
     with contextlib.ExitStack() as stack:
         if directory is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="grapevine-")))
@@ -139,7 +139,7 @@ def _run(
     return judged(run, prepared, fleet.happened, fleet.unhappened, baselines=baselines)
 
 
-def _refuse(scenario: Scenario) -> None:
+def refuse(scenario: Scenario) -> None:
     """A fault that this engine cannot inject is refused, never skipped."""
     if scenario.settings.chaos is not None:
         raise ConfigError(

@@ -121,8 +121,11 @@ def run_sweep(
 ) -> Done:
     """Run what is not there yet, then write runs.csv, rounds.csv and manifest.json.
 
-    Raises ConfigError where ``out`` holds something else, StorageError where it cannot be written.
+    Raises ConfigError where ``out`` holds something else or a combination cannot be run, before
+    any is; StorageError where ``out`` cannot be written.
     """
+    for combination in sweep.combinations:
+        engines.check(combination.scenario.with_seed(sweep.seeds[0]), on=on)
     _claim(sweep, out, on, jobs)
     todo, before = [], 0
     for combination, seed in itertools.product(sweep.combinations, sweep.seeds):

@@ -82,6 +82,9 @@ def test_a_sweep_is_every_combination_and_events_go_by_their_names(tmp_path: Pat
         ("[0.1, 0.05]", '["fast"]', "learning.learning_rate"),
         ("learning.learning_rate", "seed", "seeds are not varied"),
         ('"round 1"', '"round 9"', "last round is 4"),
+        ("learning_rate = [0.1, 0.05]", 'rule = ["mean", "meen"]', "'meen'; did you mean 'mean'"),
+        ("learning.learning_rate = [0.1, 0.05]", 'task.name = ["digit"]', "did you mean 'digits'"),
+        ("learning_rate = [0.1, 0.05]", 'rule = ["median"]\nlearning.f = [1, 2]', "f = 2"),
         ('"0..1"', '"1..0"', "key 'seeds': '1..0' ends before it begins"),
         ("seeds", "seads", "did you mean 'seeds'"),
         ('"base.toml"', '"wan-partitoin"', "did you mean 'wan-partition'"),
@@ -96,6 +99,16 @@ def test_a_bad_sweep_is_refused_before_anything_starts(
     error = capsys.readouterr().err.strip()
     assert said in error
     assert "\n" not in error
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_sweep_that_an_engine_cannot_run_is_refused_before_anything_starts(
+    tmp_path: Path,
+) -> None:
+    base = BASE.replace("link = { latency_ms = 30 }", 'reset = { a = "n0", b = "n1" }')
+    sweep = load_sweep(written(tmp_path, base=base))
+    with pytest.raises(ConfigError, match="processes cannot inject 'reset'"):
+        run_sweep(sweep, tmp_path / "results", on="processes")
     assert not (tmp_path / "results").exists()
 
 
