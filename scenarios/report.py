@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from node.errors import StorageError
 from scenarios import report_figures as figures
+from scenarios import report_graph as graph
+from scenarios import report_links as links
+from scenarios import report_partitions as partitions
 from scenarios import report_tables as tables
 from scenarios.record import Run
 from scenarios.report_page import Figure, page, text
 
-POSITIONS_MAX: Final = 400  # beyond it a picture of the graph is a grey ball
+_CURVES: Final = ("accuracy", "auroc", "loss", "own", "distance")
 
 
 def write_report(run: Run, path: Path) -> None:
@@ -24,7 +28,9 @@ def write_report(run: Run, path: Path) -> None:
 
 def html_report(run: Run) -> str:
     """The page as one string."""
-    drawn = _figures(run)
+    over_time = graph.timeline(run)
+    used = links.uses(run)
+    drawn = _figures(run, used) | {"graph": over_time.figure}
     said, good = tables.verdict(run)
     sections = [
         f"<h1>{text(run.scenario)}</h1>",
@@ -32,21 +38,20 @@ def html_report(run: Run) -> str:
         f'<p class="verdict{"" if good else " bad"}">{text(said)}</p>',
         *(f"<p>{text(note)}</p>" for note in run.notes),
         tables.facts(run),
+        "<h2>The consortium over time</h2>",
+        _player(over_time),
+        *_partitions(run, drawn),
         "<h2>Node by node</h2>",
         tables.nodes(run),
         _explain(run),
-        _drawing(
-            "Learning", [n for n in ("accuracy", "auroc", "loss", "own") if n in drawn], drawn
-        ),
-        _drawing(
-            "Consensus, and what it cost", [n for n in ("distance", "bytes") if n in drawn], drawn
-        ),
+        _drawing("Learning and consensus", _CURVES, drawn),
+        _drawing("Links", ["mixing", "bytes"], drawn, height=links.height(run)),
+        "<h2>Who was mixed with whom</h2>",
+        links.peers(run),
         "<h2>Who was missing, and since when</h2>",
         tables.absences(run),
         tables.oddities(run),
     ]
-    if "graph" in drawn:
-        sections.append('<h2>The graph</h2><div id="graph" class="figure tall"></div>')
     checked = tables.checks(run)
     if checked:
         sections += ["<h2>What had to hold</h2>", checked]
@@ -54,49 +59,72 @@ def html_report(run: Run) -> str:
     return page(title=f"{run.scenario}: grapevine", body="\n".join(sections), figures=drawn)
 
 
-def _figures(run: Run) -> dict[str, Figure]:
+def _figures(run: Run, used: links.Uses) -> dict[str, Figure]:
     made = {
-        "accuracy": figures.curves(
-            run, lambda row: row.accuracy, y="accuracy, common test rows", percent=True
-        ),
-        "auroc": figures.curves(
-            run, lambda row: row.auroc, y="AUROC, common test rows", percent=True
-        ),
-        "loss": figures.curves(run, lambda row: row.loss, y="loss", percent=False),
-        "own": figures.curves(
-            run, lambda row: row.own_accuracy, y="accuracy, each node's own rows", percent=True
-        ),
+        "accuracy": figures.curves(run, "accuracy", y="accuracy, common test rows"),
+        "auroc": figures.curves(run, "auroc", y="AUROC, common test rows"),
+        "loss": figures.curves(run, "loss", y="loss"),
+        "own": figures.curves(run, "own_accuracy", y="accuracy, own rows"),
         "distance": figures.distance(run),
-        "bytes": figures.traffic(run),
-        "graph": figures.graph(run, _positions(run)),
+        "mixing": links.mixing(run, used),
+        "bytes": links.traffic(run),
+        **partitions.figures(run),
     }
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
-def _positions(run: Run) -> dict[str, tuple[float, float]]:
-    if len(run.graph_nodes) > POSITIONS_MAX:
-        return {}
-    from topology.draw import layout
-    from topology.graph import Graph
+def _player(over_time: graph.Timeline) -> str:
+    """The graph, the slider under it, and what was thinned out."""
+    remarks = "".join(f"<p class=soft><small>{text(r)}</small></p>" for r in over_time.remarks)
+    return (
+        '<output id="graph-now" for="graph-time"></output>'
+        '<div id="graph" class="figure graph"></div>'
+        '<div class="player"><button id="graph-play" type="button">Play</button>'
+        f'<div class="strip">{over_time.strip}</div>'
+        f'<input id="graph-time" type="range" min="0" max="{over_time.frames - 1}" '
+        f'value="{over_time.first}" aria-label="Time"></div>'
+        "<p class=soft><small>Colour: how far a node's model is from the mean of its round, on a "
+        "logarithmic scale; hollow where it is not known. Over the slider: the faults. "
+        f"Arrow keys move it.</small></p>{remarks}"
+    )
 
-    return dict(layout(Graph(run.graph_nodes, run.edges)))
+
+def _partitions(run: Run, drawn: dict[str, Figure]) -> list[str]:
+    made = []
+    for number, cut in partitions.shown(run):
+        title = "The partition" if len(run.partitions) == 1 else f"Partition {number}"
+        made += [f"<h2>{title}</h2>", partitions.words(run, cut)]
+        made.append(_drawing("", [f"sides-{number}", f"apart-{number}"], drawn))
+    hidden = len(run.partitions) - partitions.PARTITIONS_MAX
+    if hidden > 0:
+        made.append(f"<p class=soft>{hidden} shorter partitions are in the JSON.</p>")
+    return made
 
 
-def _drawing(title: str, names: list[str], drawn: dict[str, Figure]) -> str:
+def _drawing(
+    title: str, names: Sequence[str], drawn: dict[str, Figure], *, height: int | None = None
+) -> str:
+    names = [name for name in names if name in drawn]
     if not names:
         return ""
-    boxes = "".join(f'<div id="{name}" class="figure"></div>' for name in names)
+    style = "" if height is None else f' style="height:{height}px"'
+    boxes = "".join(f'<div id="{name}" class="figure"{style}></div>' for name in names)
     shape = "pair" if len(names) > 1 else ""
-    return f'<h2>{text(title)}</h2><div class="{shape}">{boxes}</div>'
+    head = f"<h2>{text(title)}</h2>" if title else ""
+    return f'{head}<div class="{shape}">{boxes}</div>'
 
 
 def _explain(run: Run) -> str:
-    words = [
-        "“Together” is the node's own model at the end, “alone” what the same node reaches on its "
-        "rows with the same steps and no neighbours.",
+    words = []
+    if run.baselines:
+        words.append(
+            "“Together” is the node's own model at the end, “alone” what the same node reaches on "
+            "its rows with the same steps and no neighbours."
+        )
+    words.append(
         "The common test rows were taken out before the rows were split; own rows are each "
-        "node's held-out part.",
-    ]
+        "node's held-out part."
+    )
     if any(node.intervals for node in run.nodes):
         words.append("Small print: 95 % intervals.")
     if run.faults:

@@ -1,12 +1,13 @@
-"""The report's pictures as plain plotly.js figures: curves with faults shaded, bytes, graph."""
+"""The report's curves as plain plotly.js figures: over time, with faults shaded."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import quantiles
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from scenarios.record import FaultSpan, RoundRow, Run
 from scenarios.report_page import Figure, label
@@ -24,37 +25,41 @@ COLOURS: Final = (
     "#444444",
 )
 DASHES: Final = ("solid", "dot", "dash", "dashdot")
-# Beyond this many nodes, single curves cannot be told apart: quantile bands are drawn instead.
-CURVES_MAX: Final = 16
+# Beyond this many nodes, single curves cannot be told apart: bands, and the worst, are drawn.
+CURVES_MAX: Final = 20
+_WORST: Final = 3
+_POINTS_MAX: Final = 400  # of one line; a page shows no more
 FAULT_FILL: Final = {
     "partition": "rgba(213,94,0,.13)",
     "crash": "rgba(179,38,30,.08)",
     "slow": "rgba(230,159,0,.15)",
     "link": "rgba(86,180,233,.16)",
 }
+_SHADES_MAX: Final = 200
+_LABEL_SHARE: Final = 0.3  # of the time axis, that a fault's label may need
 _GREY: Final = "rgba(110,120,130,.14)"
 
-Value = Callable[[RoundRow], float | None]
+Measured = Literal["accuracy", "auroc", "loss", "own_accuracy"]
 
 
-def curves(run: Run, value: Value, *, y: str, percent: bool) -> Figure | None:
-    """``value`` over time, one line a node (or bands for many), faults shaded; None if no data."""
+def curves(run: Run, figure: Measured, *, y: str) -> Figure | None:
+    """A figure over time, one line a node (or bands for many), faults shaded; None if no data."""
     lines: dict[str, list[RoundRow]] = defaultdict(list)
     for row in run.rows:
-        measured = value(row)
+        measured = getattr(row, figure)
         if measured is not None and math.isfinite(measured):
             lines[row.node].append(row)
     if not lines:
         return None
     if len(lines) > CURVES_MAX:
-        data = _bands([row for rows in lines.values() for row in rows], value)
+        data = _bands(lines, figure)
     else:
         names = [node.name for node in run.nodes if node.name in lines]
-        data = [_line(name, lines[name], value, names.index(name)) for name in names]
-    layout = _layout(x="seconds since the start", y=y)
-    if percent:
+        data = [_line(name, lines[name], figure, place) for place, name in enumerate(names)]
+    layout = base_layout(x=None, y=y)
+    if figure != "loss":
         layout["yaxis"]["tickformat"] = ".0%"
-    _shade(layout, run.faults, _end(run))
+    shade(layout, run.faults, end(run))
     return {"data": data, "layout": layout}
 
 
@@ -66,104 +71,56 @@ def distance(run: Run) -> Figure | None:
     line = {
         "type": "scatter",
         "mode": "lines+markers" if len(rows) < 40 else "lines",
+        "name": "D",
         "x": [row.at for row in rows],
         "y": [row.distance for row in rows],
         "customdata": [[row.round, row.relative] for row in rows],
         "hovertemplate": "D = %{y:.3g}, %{customdata[1]:.2%} of the model's norm"
         "<br>round %{customdata[0]}, %{x:.2f} s<extra></extra>",
         "line": {"color": COLOURS[0], "width": 2},
-        "showlegend": False,
+        "showlegend": bool(run.distances_free),
     }
-    layout = _layout(x="seconds since the start", y="consensus distance D")
-    layout["yaxis"] |= {"type": "log", "exponentformat": "power"}
-    _shade(layout, run.faults, _end(run))
-    return {"data": [line], "layout": layout}
+    at = {row.round: row.at for row in rows}
+    free = [(at[r], d) for r, d in run.distances_free if r in at and d > 0 and math.isfinite(d)]
+    data = [line, undisturbed("the same round, without faults", free)] if free else [line]
+    layout = base_layout(x=None, y="consensus distance D")
+    logarithmic(layout, [row.distance for row in rows])
+    shade(layout, run.faults, end(run))
+    return {"data": data, "layout": layout}
 
 
-def traffic(run: Run) -> Figure | None:
-    """Bytes sent and received per node."""
-    nodes = run.nodes
-    if not nodes or len(nodes) > 64 or not any(node.sent_bytes for node in nodes):
-        return None
-    names = [label(node.name) for node in nodes]
-    bars = [
-        {
-            "type": "bar",
-            "name": name,
-            "x": names,
-            "y": [count / 1e6 for count in counts],
-            "marker": {"color": colour},
-            "hovertemplate": "%{x}: %{y:.2f} MB " + name + "<extra></extra>",
-        }
-        for name, counts, colour in (
-            ("sent", [node.sent_bytes for node in nodes], COLOURS[0]),
-            ("received", [node.received_bytes for node in nodes], COLOURS[5]),
-        )
-    ]
-    layout = _layout(x=None, y="MB")
-    layout |= {"barmode": "group", "bargap": 0.35}
-    layout["xaxis"]["type"] = "category"
-    return {"data": bars, "layout": layout}
+def logarithmic(layout: dict[str, Any], values: Sequence[float]) -> None:
+    """A logarithmic y axis over the ``values``, with as many ticks as can be read."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    layout["yaxis"] |= {
+        "type": "log",
+        "exponentformat": "power",
+        "range": [low - 0.1, high + 0.1],
+        "dtick": "D2" if high - low < 2.5 else max(1, round((high - low) / 5)),  # D2: 1, 2, 5
+    }
 
 
-def graph(run: Run, positions: dict[str, tuple[float, float]]) -> Figure | None:
-    """The consortium graph; node size follows the samples, nodes that did not finish are hollow."""
-    if not positions or len(positions) > 400:
-        return None
-    ends_x: list[float | None] = []
-    ends_y: list[float | None] = []
-    for a, b in run.edges:
-        ends_x += [positions[a][0], positions[b][0], None]
-        ends_y += [positions[a][1], positions[b][1], None]
-    by_name = {node.name: node for node in run.nodes}
-    names = [name for name in run.graph_nodes if name in positions]
-    most = max((node.samples for node in run.nodes), default=1) or 1
-    sizes, symbols, hovers = [], [], []
-    for name in names:
-        node = by_name.get(name)
-        share = (node.samples if node else 0) / most
-        sizes.append(14 + 26 * math.sqrt(share))
-        symbols.append("circle" if node and node.ended == "finished" else "circle-open")
-        hovers.append(f"{label(name)}: {node.samples} samples, {label(node.ended)}" if node else "")
-    edges = {
+def undisturbed(name: str, points: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """What the same seed showed where nothing went wrong: (seconds, value)."""
+    return {
         "type": "scatter",
         "mode": "lines",
-        "x": ends_x,
-        "y": ends_y,
-        "line": {"color": "#b8c2cc", "width": 2},
-        "hoverinfo": "skip",
+        "name": name,
+        "x": [at for at, _ in points],
+        "y": [value for _, value in points],
+        "hovertemplate": "%{y:.3g}<extra>without faults</extra>",
+        "line": {"color": COLOURS[7], "width": 1.4, "dash": "dash"},
     }
-    nodes = {
-        "type": "scatter",
-        "mode": "markers+text" if len(names) <= 64 else "markers",
-        "x": [positions[name][0] for name in names],
-        "y": [positions[name][1] for name in names],
-        "text": [label(name) for name in names],
-        "hovertext": hovers,
-        "hovertemplate": "%{hovertext}<extra></extra>",
-        "textposition": "bottom center",
-        "marker": {
-            "size": sizes,
-            "symbol": symbols,
-            "color": COLOURS[0],
-            "opacity": 1,
-            "line": {"color": COLOURS[0], "width": 2},
-        },
-    }
-    layout = _layout(x=None, y=None) | {"showlegend": False}
-    hidden = {"visible": False, "fixedrange": True}
-    layout["xaxis"] = hidden | {"range": _padded([positions[n][0] for n in names])}
-    layout["yaxis"] = hidden | {"range": _padded([positions[n][1] for n in names])}
-    return {"data": [edges, nodes], "layout": layout}
 
 
-def _line(name: str, rows: Sequence[RoundRow], value: Value, place: int) -> dict[str, Any]:
+def _line(name: str, rows: Sequence[RoundRow], figure: Measured, place: int) -> dict[str, Any]:
+    rows = rows[:: -(-len(rows) // _POINTS_MAX)]
     return {
         "type": "scatter",
         "mode": "lines",
         "name": label(name),
         "x": [row.at for row in rows],
-        "y": [value(row) for row in rows],
+        "y": [getattr(row, figure) for row in rows],
         "customdata": [row.round for row in rows],
         "hovertemplate": "%{y:.4g}, round %{customdata}, %{x:.2f} s",
         "line": {
@@ -174,13 +131,15 @@ def _line(name: str, rows: Sequence[RoundRow], value: Value, place: int) -> dict
     }
 
 
-def _bands(rows: Iterable[RoundRow], value: Value) -> list[dict[str, Any]]:
-    """Median, 10 to 90 % and the extremes over all nodes, per round, at the round's mean time."""
+def _bands(lines: Mapping[str, Sequence[RoundRow]], figure: Measured) -> list[dict[str, Any]]:
+    """Mean, extremes and 10 to 90 % over all nodes, per round; and the nodes that end worst."""
     by_round: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for row in rows:
-        measured = value(row)
-        if measured is not None:
+    last: dict[str, float] = {}
+    for name, rows in lines.items():
+        for row in rows:
+            measured = float(getattr(row, figure))
             by_round[row.round].append((row.at, measured))
+            last[name] = measured
     at, low, ten, middle, ninety, high = [], [], [], [], [], []
     for _, points in sorted(by_round.items()):
         values = sorted(point[1] for point in points)
@@ -188,35 +147,44 @@ def _bands(rows: Iterable[RoundRow], value: Value) -> list[dict[str, Any]]:
         at.append(sum(point[0] for point in points) / len(points))
         low.append(values[0])
         ten.append(tenths[0])
-        middle.append(tenths[4])
+        middle.append(sum(values) / len(values))
         ninety.append(tenths[8])
         high.append(values[-1])
 
     def band(name: str, y: list[float], **more: Any) -> dict[str, Any]:
-        return {"type": "scatter", "mode": "lines", "name": name, "x": at, "y": y, **more}
+        return {
+            "type": "scatter",
+            "mode": "lines",
+            "name": name,
+            "x": at,
+            "y": y,
+            "line": {"width": 0},
+            "hoverinfo": "skip",
+            **more,
+        }
 
-    thin = {"color": COLOURS[0], "width": 1, "dash": "dot"}
-    none = {"width": 0}
-    return [
-        band("best node", high, line=thin),
-        band("90 %", ninety, line=none, showlegend=False, hoverinfo="skip"),
-        band(
-            "10 to 90 %",
-            ten,
-            line=none,
-            fill="tonexty",
-            fillcolor="rgba(0,114,178,.18)",
-            hoverinfo="skip",
-        ),
-        band("median", middle, line={"color": COLOURS[0], "width": 2.2}),
-        band("worst node", low, line={"color": COLOURS[1], "width": 1.6}),
+    bands = [
+        band("highest", high, showlegend=False),
+        band("least to greatest", low, fill="tonexty", fillcolor="rgba(0,114,178,.10)"),
+        band("90 %", ninety, showlegend=False),
+        band("10 to 90 %", ten, fill="tonexty", fillcolor="rgba(0,114,178,.22)"),
     ]
+    bad = -1.0 if figure == "loss" else 1.0
+    names = sorted(last, key=lambda name: (bad * last[name], name))[:_WORST]
+    for place, name in enumerate(names):
+        line = _line(name, lines[name], figure, place + 1)
+        line["line"] |= {"width": 1.2}
+        bands.append(line | {"name": f"{label(shortened(name))} (ends among the worst)"})
+    mean = {"color": COLOURS[0], "width": 2.4}
+    hover = {"hoverinfo": "y+name"}
+    return [*bands, band(f"mean of {len(last)} nodes", middle, line=mean, **hover)]
 
 
-def _shade(layout: dict[str, Any], faults: Iterable[FaultSpan], end: float) -> None:
+def shade(layout: dict[str, Any], faults: Sequence[FaultSpan], until_s: float) -> None:
+    """Mark the time of each fault, until the run's end where nothing ended it."""
     shapes, notes = [], []
-    for span in faults:
-        until = end if span.end is None else span.end
+    for span in faults[:_SHADES_MAX]:
+        until = until_s if span.end is None else span.end
         colour = FAULT_FILL.get(span.kind, _GREY)
         shapes.append(
             {
@@ -241,17 +209,19 @@ def _shade(layout: dict[str, Any], faults: Iterable[FaultSpan], end: float) -> N
                 "yref": "paper",
                 "yanchor": "bottom",
                 "xanchor": "left",
-                "text": label(_shortened(span.label or span.kind)),
+                "text": label(shortened(span.label or span.kind)),
                 "showarrow": False,
                 "font": {"size": 10, "color": "#5b6875"},
             }
         )
     layout["shapes"] = shapes
-    # Labels of many faults only cover each other.
-    layout["annotations"] = notes if len(notes) <= 6 else []
+    # Labels of many faults, or of faults at one time, only cover each other.
+    starts = sorted(span.start for span in faults)
+    free = all(b - a >= _LABEL_SHARE * until_s for a, b in itertools.pairwise(starts))
+    layout["annotations"] = notes if free else []
 
 
-def _layout(*, x: str | None, y: str | None) -> dict[str, Any]:
+def base_layout(*, x: str | None, y: str | None) -> dict[str, Any]:
     axis = {
         "gridcolor": "#e8ecf0",
         "zeroline": False,
@@ -262,19 +232,20 @@ def _layout(*, x: str | None, y: str | None) -> dict[str, Any]:
         "font": {"family": "system-ui, DejaVu Sans, sans-serif", "size": 12, "color": "#1d2733"},
         "paper_bgcolor": "#fff",
         "plot_bgcolor": "#fff",
-        "margin": {"l": 54, "r": 12, "t": 26, "b": 44},
+        "margin": {"l": 54, "r": 12, "t": 26, "b": 30},
         "hovermode": "closest",
-        "legend": {"orientation": "h", "y": -0.2, "x": 0, "yanchor": "top"},
-        "xaxis": axis | ({"title": {"text": x}} if x else {}),
+        # under whatever the axis needs, however many rows it takes
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "x": 0, "yanchor": "bottom"},
+        "xaxis": axis | ({"title": {"text": x}} if x else {"ticksuffix": " s"}),
         "yaxis": axis | ({"title": {"text": y}} if y else {}),
     }
 
 
-def _end(run: Run) -> float:
+def end(run: Run) -> float:
     return max((row.at for row in run.rows), default=0.0)
 
 
-def _shortened(words: str) -> str:
+def shortened(words: str) -> str:
     return words if len(words) <= 40 else words[:39] + "…"
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from scenarios.record import Alone, NodeRun, Run, level
+from scenarios.record import Alone, Missed, NodeRun, Run, level
 from scenarios.report_page import text
 
 # A page that people read: of a thousand nodes the worst are of interest.
-ROWS_MAX: Final = 64
+ROWS_MAX: Final = 40
+WORST: Final = 20
+ABSENCES_MAX: Final = 24
+ODDITIES_NODES: Final = 12
 NAMES_MAX: Final = 6
 
 
@@ -63,9 +66,9 @@ def facts(run: Run) -> str:
         ("seed", run.seed),
         ("rounds", f"{run.training_rounds} + {run.rounds - run.training_rounds}"),
         ("mean AUROC", pct(auroc.mean) if auroc else None),
-        ("consensus distance D", number(run.consensus_distance)),
-        ("D / ‖model‖", number(run.consensus_relative)),
-        ("bytes sent in all", megabytes(sent)),
+        ("consensus D", number(run.consensus_distance, 2)),
+        ("D / ‖model‖", number(run.consensus_relative, 2)),
+        ("bytes sent", megabytes(sent)),
         ("wall time", f"{run.wall_s:.1f} s"),
         ("virtual time", None if run.virtual_s is None else f"{run.virtual_s:.1f} s"),
     ]
@@ -82,8 +85,8 @@ def nodes(run: Run) -> str:
     shown = list(run.nodes)
     more = ""
     if len(shown) > ROWS_MAX:
-        shown = sorted(shown, key=_worst_first)[:ROWS_MAX]
-        more = f"<p class=soft>The {ROWS_MAX} worst of {len(run.nodes)} nodes.</p>"
+        shown = sorted(shown, key=_worst_first)[:WORST]
+        more = f"<p class=soft>The {WORST} worst of {len(run.nodes)} nodes.</p>"
     alone = {a.node: a for a in run.baselines.local_only} if run.baselines else {}
     with_auroc = any(node.auroc is not None for node in shown)
     figures = [("accuracy", "accuracy"), ("own_accuracy", "accuracy, own rows")]
@@ -92,10 +95,13 @@ def nodes(run: Run) -> str:
         figures.append(("own_auroc", "AUROC, own rows"))
     if all(node.accuracy is None for node in shown):
         figures = [("loss", "loss")]
-    rows = [_node_row(node, alone.get(node.name), figures) for node in shown]
+    rows = [_node_row(run, node, alone.get(node.name), figures) for node in shown]
+    if more:
+        rows.append(_mean_row(run, alone, figures))
     rows += _pooled_row(run, figures)
-    spans = "".join(f'<th class=group colspan="2">{text(label)}</th>' for _, label in figures)
-    under = "<th>alone</th><th>together</th>" * len(figures)
+    kind = 'class=group colspan="2"' if run.baselines else "rowspan=2"
+    spans = "".join(f"<th {kind}>{text(label)}</th>" for _, label in figures)
+    under = "<th>alone</th><th>together</th>" * len(figures) if run.baselines else ""
     head = (
         f"<tr><th class=l rowspan=2>node</th><th rowspan=2>rows</th>{spans}"
         "<th rowspan=2>rounds</th><th rowspan=2>sent,<br>received</th>"
@@ -109,11 +115,13 @@ def _worst_first(node: NodeRun) -> tuple[bool, float, str]:
     return node.ended == "finished", figure, node.name
 
 
-def _node_row(node: NodeRun, alone: Alone | None, figures: Sequence[tuple[str, str]]) -> str:
+def _node_row(
+    run: Run, node: NodeRun, alone: Alone | None, figures: Sequence[tuple[str, str]]
+) -> str:
     cells = [f"<td class=l>{text(node.name)}</td><td>{node.samples:,}</td>"]
     for key, _ in figures:
         show = number if key == "loss" else pct
-        for of in (alone, node):
+        for of in (alone, node) if run.baselines else (node,):
             found = show(getattr(of, key)) + _interval(of, key) if of else "–"
             cells.append(f"<td>{found}</td>")
     good = "ok" if node.ended == "finished" else "no"
@@ -123,6 +131,28 @@ def _node_row(node: NodeRun, alone: Alone | None, figures: Sequence[tuple[str, s
         f'<td class="l {good}">{text(node.ended)}</td>'
     )
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _mean_row(run: Run, alone: Mapping[str, Alone], figures: Sequence[tuple[str, str]]) -> str:
+    """Mean and range over all nodes."""
+    cells = []
+    for key, _ in figures:
+        show = number if key == "loss" else pct
+        for many in (alone.values(), run.nodes) if run.baselines else (run.nodes,):
+            found = level(getattr(one, key) for one in many)
+            if found is None:
+                cells.append("<td>–</td>")
+                continue
+            between = f"<small>{show(found.min)} – {show(found.max)}</small>"
+            cells.append(f"<td>{show(found.mean)}{between}</td>")
+    sent = sum(node.sent_bytes for node in run.nodes)
+    received = sum(node.received_bytes for node in run.nodes)
+    return (
+        f"<tr class=sum><td class=l>all {len(run.nodes)}: mean, and range</td>"
+        f"<td>{sum(node.samples for node in run.nodes):,}</td>{''.join(cells)}"
+        f"<td></td><td>{megabytes(sent)}<br>{megabytes(received)}</td>"
+        f"<td class=l>{len(run.finished)} finished</td></tr>"
+    )
 
 
 def _pooled_row(run: Run, figures: Sequence[tuple[str, str]]) -> list[str]:
@@ -146,47 +176,75 @@ def _interval(of: NodeRun | Alone, key: str) -> str:
 
 
 def absences(run: Run) -> str:
-    """Who was missing, from whom, since which round and why; "" when nobody ever was."""
+    """Who was missing, from whom, since which round and why; of many, the sums by reason."""
+    found = [(node.name, missed) for node in run.nodes for missed in node.missed]
+    if not found:
+        return "<p>Every node heard every neighbour in every round.</p>"
+    more = ""
+    if len(found) > ABSENCES_MAX:
+        more = _by_reason(found)
+        found = sorted(found, key=lambda one: -one[1].rounds)[: ABSENCES_MAX // 2]
+        more += f"<p class=soft>The {len(found)} that missed most:</p>"
     lines = [
-        f"<tr><td class=l>{text(missed.peer)}</td><td class=l>{text(node.name)}</td>"
+        f"<tr><td class=l>{text(missed.peer)}</td><td class=l>{text(name)}</td>"
         f"<td>{missed.rounds}</td><td>{missed.first}</td><td>{missed.last}</td>"
         f'<td class="l wrap">{text(missed.why)}</td></tr>'
-        for node in run.nodes
-        for missed in node.missed
+        for name, missed in found
     ]
-    if not lines:
-        return "<p>Every node heard every neighbour in every round.</p>"
     head = (
         "<tr><th class=l>who was missing</th><th class=l>at</th><th>rounds</th><th>first</th>"
         "<th>last</th><th class=l>why (last time)</th></tr>"
     )
-    hidden = len(lines) - 2 * ROWS_MAX
-    more = f"<p class=soft>{hidden} more rows are in the JSON.</p>" if hidden > 0 else ""
-    return _table(head, lines[: 2 * ROWS_MAX]) + more
+    return more + _table(head, lines)
+
+
+def _by_reason(found: Sequence[tuple[str, Missed]]) -> str:
+    by_why: dict[str, list[Missed]] = {}
+    for _, missed in found:
+        by_why.setdefault(missed.why, []).append(missed)
+    ordered = sorted(by_why.items(), key=lambda one: (-sum(m.rounds for m in one[1]), one[0]))
+    lines = [
+        f'<tr><td class="l wrap">{text(why)}</td><td>{len(some)}</td>'
+        f"<td>{sum(m.rounds for m in some):,}</td><td>{min(m.first for m in some)}</td>"
+        f"<td>{max(m.last for m in some)}</td></tr>"
+        for why, some in ordered[:ABSENCES_MAX]
+    ]
+    head = (
+        "<tr><th class=l>why (last time)</th><th>directions of links</th><th>rounds in all</th>"
+        "<th>first</th><th>last</th></tr>"
+    )
+    return _table(head, lines)
 
 
 def oddities(run: Run) -> str:
     """Refused input, one-sided edges, late versions, jumps; "" where nothing of it happened."""
-    lines = []
+    found: dict[str, list[tuple[str, int]]] = {}  # what -> (node, how often)
     for node in run.nodes:
-        found = [f"{count} × refused: {reason}" for reason, count in node.rejections.items()]
-        for count, what in (
-            (node.half_edges, "one-sided edges"),
-            (node.late, "late versions"),
-            (node.jumped, "jumps over rounds"),
-            (node.resumed, "starts after the first"),
-        ):
+        counts = {f"refused: {reason}": count for reason, count in node.rejections.items()}
+        counts |= {
+            "one-sided edges": node.half_edges,
+            "late versions": node.late,
+            "jumps over rounds": node.jumped,
+            "starts after the first": node.resumed,
+        }
+        for what, count in counts.items():
             if count:
-                found.append(f"{count} {what}")
-        if found:
-            what = text(", ".join(found))
-            lines.append(
-                f'<tr><td class=l>{text(node.name)}</td><td class="l wrap">{what}</td></tr>'
-            )
-    if not lines:
+                found.setdefault(what, []).append((node.name, count))
+    if not found:
         return ""
-    head = "<tr><th class=l>node</th><th class=l>also seen</th></tr>"
-    return "<h2>Also seen</h2>" + _table(head, lines[:ROWS_MAX])
+    lines = []
+    for what, nodes in list(found.items())[:ROWS_MAX]:
+        most = sorted(nodes, key=lambda one: -one[1])[:ODDITIES_NODES]
+        where = ", ".join(f"{name} {count}" for name, count in most)
+        if len(nodes) > len(most):
+            where += f" and {len(nodes) - len(most)} more nodes"
+        total = sum(count for _, count in nodes)
+        lines.append(
+            f'<tr><td class="l wrap">{text(what)}</td><td>{total:,}</td>'
+            f'<td class="l wrap">{text(where)}</td></tr>'
+        )
+    head = "<tr><th class=l>also seen</th><th>times</th><th class=l>at</th></tr>"
+    return "<h2>Also seen</h2>" + _table(head, lines)
 
 
 def checks(run: Run) -> str:
@@ -225,8 +283,8 @@ def pct(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+def number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}g}"
 
 
 def megabytes(count: int) -> str:

@@ -8,18 +8,23 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from node.errors import StorageError
 from scenarios.record import (
     Alone,
+    Apart,
     Baselines,
     Check,
     DistanceRow,
     FaultSpan,
+    LinkRun,
     Missed,
     NodeRun,
+    PartitionRun,
     RoundRow,
     Run,
+    SideRun,
 )
 from scenarios.report import html_report, write_report
 from scenarios.report_tables import verdict
@@ -36,11 +41,13 @@ def a_run(*, nodes: int = 4, evil: str = "", failed: bool = False) -> Run:
             RoundRow(
                 node=name,
                 round=k,
-                at=0.1 * k,
+                at=k / 10,
                 accuracy=0.9 + 0.01 * k,
                 auroc=0.95,
                 own_accuracy=0.9,
                 loss=1 / k if k != 2 else float("nan"),
+                mixed=(names[(i + 1) % nodes], names[i - 1]) if k < 4 else (names[i - 1],),
+                distance=0.1 + 0.01 * i * k,
             )
             for k in range(1, 4 if killed else 9)
         ]
@@ -60,6 +67,7 @@ def a_run(*, nodes: int = 4, evil: str = "", failed: bool = False) -> Run:
                 model=f"/somewhere/{evil}",
             )
         )
+    edges = tuple((names[i], names[(i + 1) % nodes]) for i in range(nodes))
     return Run(
         scenario=f"three{evil}",
         engine="processes",
@@ -67,10 +75,38 @@ def a_run(*, nodes: int = 4, evil: str = "", failed: bool = False) -> Run:
         rounds=8,
         training_rounds=6,
         graph_nodes=tuple(names),
-        edges=tuple((names[i], names[(i + 1) % nodes]) for i in range(nodes)),
+        edges=edges,
+        links=tuple(LinkRun(a, b, 300_000 + i, None) for i, (a, b) in enumerate(edges)),
+        partitions=(
+            PartitionRun(
+                label=f"cut{evil}",
+                start=0.1,
+                end=0.3,
+                sides=(
+                    SideRun((names[0],), ((0.1, 0.5, 0.5), (0.2, 0.6, 0.6))),
+                    SideRun(tuple(names[1:]), ((0.1, 0.5, 0.4), (0.2, 0.7, 0.6))),
+                ),
+                start_round=1,
+                end_round=3,
+                apart=(Apart(0.1, 1, 0.2, 0.1), Apart(0.2, 2, 0.4, 0.1)),
+                apart_peak_ratio=4.0,
+                reconverged_rounds=2,
+                reconverged_s=0.25,
+            ),
+        ),
         nodes=tuple(ends),
         rows=tuple(rows),
-        faults=(FaultSpan(kind=f"crash{evil}", nodes=(names[1],), start=0.3, label=f"x{evil}"),),
+        faults=(
+            FaultSpan(kind=f"crash{evil}", nodes=(names[1],), start=0.3, label=f"x{evil}"),
+            FaultSpan(
+                kind="partition",
+                nodes=tuple(names),
+                start=0.1,
+                end=0.3,
+                label=f"y{evil}",
+                sides=((names[0],), tuple(names[1:])),
+            ),
+        ),
         distances=(DistanceRow(0.1, 1, 0.5, 0.1), DistanceRow(0.2, 2, 0.0, 0.0)),
         consensus_distance=0.01,
         baselines=Baselines(
@@ -153,12 +189,13 @@ def test_only_our_scripts_may_run_and_nothing_is_fetched() -> None:
 def test_every_figure_has_its_place() -> None:
     page = Page(html_report(a_run()))
     figures = json.loads(page.scripts[0])
-    assert set(figures) == {"accuracy", "auroc", "loss", "own", "distance", "bytes", "graph"}
+    curves = {"accuracy", "auroc", "loss", "own", "distance"}
+    assert set(figures) == curves | {"mixing", "bytes", "graph", "sides-1", "apart-1"}
     assert set(figures) <= set(page.ids)
     # what was not finite is left out, not drawn as zero
     assert all(len(line["x"]) in (2, 7) for line in figures["loss"]["data"])
     assert figures["distance"]["layout"]["yaxis"]["type"] == "log"
-    assert len(figures["accuracy"]["layout"]["shapes"]) == 1
+    assert len(figures["accuracy"]["layout"]["shapes"]) == 2
 
 
 def test_the_page_says_who_was_missing_since_when() -> None:
@@ -181,9 +218,75 @@ def test_verdict_says_what_failed() -> None:
 def test_many_nodes_become_bands_and_the_worst_rows() -> None:
     page = Page(html_report(a_run(nodes=80)))
     figures = json.loads(page.scripts[0])
-    assert figures["accuracy"]["data"][0]["name"] == "best node"
-    assert len(figures["accuracy"]["data"]) == 5
-    assert "The 64 worst of 80 nodes." in page.text
+    names = [line["name"] for line in figures["accuracy"]["data"]]
+    assert names[1:4] == ["least to greatest", "90 %", "10 to 90 %"]
+    assert names[4] == "clinic-1 (ends among the worst)"
+    assert names[-1] == "mean of 80 nodes"
+    assert len(names) == 8  # three of the worst, whatever the number of nodes
+    assert "The 20 worst of 80 nodes." in page.text
+    assert "all 80: mean, and range" in page.text
+    # of many links the shares and the ranks, not a row each
+    assert [line["name"] for line in figures["mixing"]["data"]] == [
+        "both ends",
+        "one end",
+        "not mixed",
+    ]
+    assert figures["bytes"]["data"][0]["x"][-1] == 80
+
+
+def test_the_graph_over_time() -> None:
+    page = Page(html_report(a_run()))
+    line = json.loads(page.scripts[0])["graph"]["timeline"]
+    # the rounds at 0.1, 0.2 … 0.8; the faults begin and end at two of these
+    assert [label.split(",")[0] for label in line["label"]] == [f"{k / 10} s" for k in range(1, 9)]
+    assert line["distance"][1] == [0.1, 0.12, 0.14, 0.16]
+    # clinic-0 is cut off until 0.3, when clinic-1 is killed; from round 4 on one end alone mixes
+    assert line["links"][:4] == ["cbbc", "cbbc", "ddbb", "ddoo"]
+    assert [state[1] for state in line["state"]] == list("..dddddd")
+    assert "2 of 4 links cut" in line["label"][0]
+    assert line["first"] == 1  # the last instant of the partition
+
+
+def test_without_a_partition_the_graph_is_shown_as_it_ended() -> None:
+    run = a_run()
+    page = Page(html_report(structs.replace(run, faults=run.faults[:1])))
+    line = json.loads(page.scripts[0])["graph"]["timeline"]
+    assert line["label"][-1].split(", ")[2] == "1 node down"
+    assert line["first"] == len(line["label"]) - 1
+
+
+def test_a_partition_in_words() -> None:
+    words = " ".join(Page(html_report(a_run())).text.split())
+    assert "clinic-0 against clinic-1, clinic-2, clinic-3." in words
+    assert "drifted 0.4 apart, 4.0× as far as the same run without faults" in words
+    assert "2 rounds (0.2 s) after the heal" in words
+
+
+def test_who_was_mixed_with_whom() -> None:
+    words = " ".join(Page(html_report(a_run())).text.split())
+    assert "clinic-0 8 clinic-1 3 clinic-3 8" in words
+    figure = json.loads(Page(html_report(a_run())).scripts[0])["mixing"]["data"][0]
+    assert figure["z"][0][:4] == [2, 2, 2, 0]
+
+
+@pytest.mark.parametrize("nodes", [200, 1000])
+def test_a_large_run_stays_a_page_and_says_what_was_thinned_out(nodes: int) -> None:
+    run = a_run(nodes=nodes)
+    rounds = [
+        structs.replace(row, round=row.round + 8 * k, at=row.at + 0.8 * k)
+        for k in range(25)
+        for row in run.rows
+    ]
+    missed = tuple(Missed(f"clinic-{k}", 2, 1, 2, "no answer") for k in range(40))
+    ends = tuple(structs.replace(node, missed=missed) for node in run.nodes)
+    page = Page(html_report(structs.replace(run, rows=tuple(rounds), nodes=ends)))
+    assert len(page.scripts[0]) < 1_500_000
+    assert page.tags.count("tr") < 150
+    line = json.loads(page.scripts[0])["graph"]["timeline"]
+    assert "The slider stops at" in page.text
+    drawn = 200 if nodes == 200 else 250
+    assert len(line["names"]) == drawn
+    assert (f"{drawn} of {nodes} nodes are drawn" in page.text) == (drawn < nodes)
 
 
 def test_a_run_without_rows_is_still_a_page() -> None:
