@@ -142,15 +142,21 @@ class _Kept(Struct, eq=False):
 class Measures:
     """Rows and distances of one run of ``nodes``. Models of weight 0 are in no distance.
 
-    ``partitions``: between whose sides' mean models the distance is asked for.
+    ``partitions``: between whose sides' mean models the distance is asked for. ``attackers``: how
+    many nodes will be of weight 0, so that a round is whole without them.
     """
 
     def __init__(
-        self, nodes: Sequence[str], *, evaluate: bool, partitions: Iterable[Sides] = ()
+        self,
+        nodes: Sequence[str],
+        *,
+        evaluate: bool,
+        partitions: Iterable[Sides] = (),
+        attackers: int = 0,
     ) -> None:
         self.rows: list[RoundRow] = []
         self.groups = Groups(partitions, nodes)
-        self._count = len(nodes)
+        self._count = len(nodes) - attackers
         self._evaluate = evaluate
         self._jobs: dict[int, _Job] = {}  # by node
         self._open: dict[int, Spread] = {}

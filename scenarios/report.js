@@ -61,10 +61,13 @@
         return value > 0 ? Math.log10(value) : line.range[0];
       });
       var symbol = colour.map(function (value, place) {
-        return line.state[instant][place] === "d" ? "x-thin" : value === null ? "circle-open" : "circle";
+        var state = line.state[instant][place];
+        if (state !== ".") { return state === "d" ? "x-thin" : "diamond-open"; }
+        return value === null ? "circle-open" : "circle";
       });
       var said = distances.map(function (value, place) {
         if (line.state[instant][place] === "d") { return "down"; }
+        if (line.state[instant][place] === "a") { return "malicious: its model is in no mean"; }
         return value === null ? "not measured" : value + " from the mean of its round";
       });
       Plotly.restyle("graph", links(line.links[instant]), line.kinds.map(function (_, k) { return k; }));

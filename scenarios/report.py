@@ -39,7 +39,7 @@ def html_report(run: Run) -> str:
         *(f"<p>{text(note)}</p>" for note in run.notes),
         tables.facts(run),
         "<h2>The consortium over time</h2>",
-        _player(over_time),
+        _player(run, over_time),
         *_partitions(run, drawn),
         "<h2>Node by node</h2>",
         tables.nodes(run),
@@ -73,8 +73,9 @@ def _figures(run: Run, used: links.Uses) -> dict[str, Figure]:
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
-def _player(over_time: graph.Timeline) -> str:
+def _player(run: Run, over_time: graph.Timeline) -> str:
     """The graph, the slider under it, and what was thinned out."""
+    malicious = " Diamonds: malicious nodes." if run.attackers else ""
     remarks = "".join(f"<p class=soft><small>{text(r)}</small></p>" for r in over_time.remarks)
     return (
         '<output id="graph-now" for="graph-time"></output>'
@@ -85,7 +86,7 @@ def _player(over_time: graph.Timeline) -> str:
         f'value="{over_time.first}" aria-label="Time"></div>'
         "<p class=soft><small>Colour: how far a node's model is from the mean of its round, on a "
         "logarithmic scale; hollow where it is not known. Over the slider: the faults. "
-        f"Arrow keys move it.</small></p>{remarks}"
+        f"Arrow keys move it.{malicious}</small></p>{remarks}"
     )
 
 

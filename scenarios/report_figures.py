@@ -52,10 +52,12 @@ def curves(run: Run, figure: Measured, *, y: str) -> Figure | None:
     if not lines:
         return None
     if len(lines) > CURVES_MAX:
-        data = _bands(lines, figure)
+        data = _bands({n: r for n, r in lines.items() if n not in run.attackers}, figure)
     else:
         names = [node.name for node in run.nodes if node.name in lines]
         data = [_line(name, lines[name], figure, place) for place, name in enumerate(names)]
+        for line, name in zip(data, names, strict=True):
+            line["name"] += " (malicious)" if name in run.attackers else ""
     layout = base_layout(x=None, y=y)
     if figure != "loss":
         layout["yaxis"]["tickformat"] = ".0%"

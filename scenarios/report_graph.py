@@ -208,7 +208,9 @@ def _look(
     rounds = [row.round for row in latest.values()]
     return _Instant(
         distances=[_short(latest[n].distance) if n in latest else None for n in shown.nodes],
-        states="".join("d" if name in down else "." for name in shown.nodes),
+        states="".join(
+            "d" if name in down else "a" if name in run.attackers else "." for name in shown.nodes
+        ),
         links="".join(_link(a, b, latest, down, apart) for a, b in shown.edges),
         rounds=(min(rounds, default=0), max(rounds, default=0)),
     )

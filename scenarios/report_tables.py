@@ -118,7 +118,8 @@ def _worst_first(node: NodeRun) -> tuple[bool, float, str]:
 def _node_row(
     run: Run, node: NodeRun, alone: Alone | None, figures: Sequence[tuple[str, str]]
 ) -> str:
-    cells = [f"<td class=l>{text(node.name)}</td><td>{node.samples:,}</td>"]
+    malicious = "<small>malicious</small>" if node.name in run.attackers else ""
+    cells = [f"<td class=l>{text(node.name)}{malicious}</td><td>{node.samples:,}</td>"]
     for key, _ in figures:
         show = number if key == "loss" else pct
         for of in (alone, node) if run.baselines else (node,):
@@ -134,11 +135,12 @@ def _node_row(
 
 
 def _mean_row(run: Run, alone: Mapping[str, Alone], figures: Sequence[tuple[str, str]]) -> str:
-    """Mean and range over all nodes."""
+    """Mean and range over all honest nodes."""
+    honest = [node for node in run.nodes if node.name not in run.attackers]
     cells = []
     for key, _ in figures:
         show = number if key == "loss" else pct
-        for many in (alone.values(), run.nodes) if run.baselines else (run.nodes,):
+        for many in (alone.values(), honest) if run.baselines else (honest,):
             found = level(getattr(one, key) for one in many)
             if found is None:
                 cells.append("<td>–</td>")

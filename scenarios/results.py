@@ -47,6 +47,8 @@ def collect(
     baselines_s = time.perf_counter() - begun if baselines else None
     distances = simulation.measures.distances()
     spans = simulation.outages.spans()
+    attackers = frozenset(simulation.attackers)
+    honest_rows = [row for row in simulation.measures.rows if row.node not in attackers]
     back = _reconvergence(simulation, distances, free)
     evidence = Evidence(
         nodes=nodes,
@@ -73,9 +75,7 @@ def collect(
         distances=distances,
         distances_free=tuple(free.distances.items()) if free else (),
         links=_links(simulation),
-        partitions=partition_runs(
-            spans, simulation.measures.rows, distances, simulation.measures.apart(), free
-        ),
+        partitions=partition_runs(spans, honest_rows, distances, simulation.measures.apart(), free),
         consensus_distance=distance,
         consensus_relative=relative,
         baselines=compared,

@@ -110,6 +110,7 @@ class Simulation:
             names,
             evaluate=self.hooks.evaluate,
             partitions=(*self.scenario.partitions, *partitions),
+            attackers=len(self.attackers),
         )
         self.outages = Outages(self)
         keeps_disks = self.outages.restarts or bool(self.hooks.kill_at)

@@ -59,6 +59,12 @@ def test_every_node_has_its_distance_from_the_mean_of_its_round() -> None:
     assert distances[-1].distance == pytest.approx((squares / 8) ** 0.5, rel=1e-6)
 
 
+def test_a_round_is_whole_without_those_that_attack() -> None:
+    measured = Measures(NAMES, evaluate=False, attackers=1)
+    mix(measured, 1, (0, 1, 2))
+    assert all(row.distance is not None for row in measured.rows)
+
+
 def test_a_round_that_one_side_alone_has_mixed_has_no_distance_between_sides() -> None:
     measured = Measures(NAMES, evaluate=False, partitions=[SIDES])
     mix(measured, 1, (0, 1))
