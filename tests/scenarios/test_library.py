@@ -13,6 +13,7 @@ FAULTS = (
     "disk-full",
     "flapping-link",
     "late-founder",
+    "long-cut",
     "long-minority-partition",
     "one-way-partition",
     "rolling-restart",
