@@ -186,7 +186,8 @@ class Carrier:
         if self._keeps_disks and isinstance(effect.record, ev.Checkpoint):
             state = node.learner.state()
         if self._persist_ns == 0:
-            node.disk.write(effect.record, state)
+            if self._keeps_disks:
+                node.disk.write(effect.record, state)
             node.durable = effect.id
             if node.withheld:
                 self._release(node)

@@ -56,7 +56,7 @@ class Memory(Reader):
         self._verified: Recent[tuple[bytes, str, bytes, bytes], bool] = Recent(HEADS)
         self._leaves: Recent[bytes, bytes] = Recent(FRAME_BYTES)
         self._payloads: Recent[bytes, bytes] = Recent(FRAME_BYTES)
-        self._roots: Recent[bytes, bytes] = Recent(FRAME_BYTES)
+        self._roots: Recent[tuple[bytes, int], bytes] = Recent(HEADS)
         self._vectors: Recent[bytes, Tensor] = Recent(FRAME_BYTES)
 
     def message(self, frame: bytes | memoryview) -> Message | Chunk:
@@ -94,6 +94,12 @@ class Memory(Reader):
             found = memory.again(key)
         return memory.keep(key, verify(*key)) if found is None else found
 
+    def root(self, leaves: bytes, length: int) -> bytes:
+        memory = self._roots
+        key = (leaves, length)
+        found = memory.young.get(key) or memory.again(key)
+        return found or memory.keep(key, root(leaves, length))
+
     def leaves(self, payload: bytes | memoryview) -> bytes:
         if not isinstance(payload, bytes):
             return super().leaves(payload)
@@ -113,12 +119,7 @@ class Memory(Reader):
         """crypto.hashing.tree_digest."""
         if not isinstance(payload, bytes):
             return root(leaf_digests(payload), memoryview(payload).nbytes)
-        memory = self._roots
-        found = memory.young.get(payload) or memory.again(payload, len(payload))
-        if found is None:
-            found = root(self.leaves(payload), len(payload))
-            memory.keep(payload, found, len(payload))
-        return found
+        return self.root(self.leaves(payload), len(payload))
 
     def checked(self, check: Callable[[memoryview], Tensor], payload: memoryview) -> Tensor:
         """``check(payload)``, where the same payload passed before its very vector.

@@ -336,7 +336,8 @@ class Network:
             self._misbehave(half, frame, digest, at)
             return
         half.last = at
-        self._clock.at(at, self._arrive, half, half.edge.number, frame, digest)
+        arrive = self._arrive if self._rate else self._deliver
+        self._clock.at(at, arrive, half, half.edge.number, frame, digest)
 
     def _misbehave(self, half: _Half, frame: bytes, digest: bytes, at: int) -> None:
         """What a stream would hide: a flipped byte, a frame overtaken, a frame twice."""

@@ -105,8 +105,7 @@ class Inbox:
 
     def _offer(self, peer: Peer, offer: Offer, frame: bytes | memoryview) -> None:
         self._pay(peer)
-        self._core.reception.offer(peer, frame, offer)
-        self._core.rounds.account(self._core.heads.check(offer.signed))
+        self._core.rounds.account(self._core.reception.offer(peer, frame, offer))
 
     def _want(self, peer: Peer, want: Want) -> None:
         core = self._core

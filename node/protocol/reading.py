@@ -7,7 +7,7 @@ forged copy has other bytes, and is read anew.
 
 from __future__ import annotations
 
-from crypto.hashing import leaf_digests
+from crypto.hashing import leaf_digests, root
 from node.protocol.frames import decode, decode_header
 from node.types.messages import Chunk, Header, Message, SignedHeader
 
@@ -39,3 +39,7 @@ class Reader:
     def leaves(self, payload: bytes | memoryview) -> bytes:
         """The digests of a whole payload's 64 KiB leaves, 32 bytes each."""
         return leaf_digests(payload)
+
+    def root(self, leaves: bytes, length: int) -> bytes:
+        """The digest (32 bytes) of a payload of ``length`` bytes, from its leaves' digests."""
+        return root(leaves, length)

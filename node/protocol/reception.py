@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from crypto.hashing import root as root_of
 from crypto.identity import NodeId
 from node.errors import Foreign, LocalProtocolError, OutOfBounds, RemoteProtocolError, Replayed
 from node.protocol.context import Context
@@ -48,27 +47,28 @@ class Reception:
 
     # ── from the wire ──
 
-    def offer(self, peer: Peer, frame: bytes | memoryview, offer: Offer) -> None:
-        """Take an Offer. Raises RemoteProtocolError for whatever is wrong with it."""
+    def offer(self, peer: Peer, frame: bytes | memoryview, offer: Offer) -> Head:
+        """Take an Offer; its head. Raises RemoteProtocolError for whatever is wrong with it."""
         head = self._heads.check(offer.signed)
         sender = NodeId(head.header.sender)
         if sender != peer.id and sender not in self.asked:
             if self._unneeded.get(sender) == peer.id:
                 del self._unneeded[sender]
-                return  # its answer to an Ask, but a start was found without it
+                return head  # its answer to an Ask, but a start was found without it
             raise Foreign(f"offers a model of {self._context.roster.name(sender)}, not asked for")
         self._check_schema(head, offer)
         if not self._is_news(peer, sender, head):
-            return
+            return head
         if offer.payload is None:
             self.transfers.begin(head, peer=peer.id, offer=bytes(frame), leaves=offer.leaves)
-            return
+            return head
         self._check_inline(head, offer)
         self.transfers.cancel(sender)
         header = head.header
         whole = Transfer(head, peer.id, bytes(frame), offer.leaves, missing=[])
         self._context.emit(StoreChunk(sender, header.root, 0, header.length, offer.payload))
         self._complete(whole)
+        return head
 
     def chunk(self, peer: Peer, chunk: Chunk) -> None:
         done = self.transfers.receive(peer.id, chunk)
@@ -175,7 +175,7 @@ class Reception:
             raise OutOfBounds("a full payload is a keyframe and its own model")
         if len(offer.leaves) != 32 * -(-header.length // LEAF_BYTES):
             raise OutOfBounds("the digest list does not fit the length")
-        if root_of(offer.leaves, header.length) != header.root:
+        if self._context.read.root(offer.leaves, header.length) != header.root:
             raise ChunkDigest("the digest list does not have the root the header names")
 
     def _check_inline(self, head: Head, offer: Offer) -> None:
