@@ -21,6 +21,7 @@ from node.protocol.inbox import Inbox
 from node.protocol.links import Links
 from node.protocol.peers import Peer
 from node.protocol.phases import Phase, Step
+from node.protocol.presence import PresenceFlood
 from node.protocol.publisher import Publisher
 from node.protocol.reading import Head, Reader
 from node.protocol.reception import Reception
@@ -49,7 +50,7 @@ from node.types.events import (
     Trained,
     Wake,
 )
-from node.types.messages import HEADS_MAX, Heads, SignedHeader
+from node.types.messages import HEADS_MAX, Heads
 from node.types.roster import Pins, Policy, Roster
 
 HEADS_EVERY: Final = 4  # rounds between two floods of heads, on average; new links get them too
@@ -89,6 +90,7 @@ class Core:
         self.heads = HeadBook(context, state.floors)
         self.heads.restore_quarantine(state.quarantined)
         self.publisher = Publisher(context, state)
+        self.presence = PresenceFlood(context, self.links)
         self.reception = Reception(context, self.links, self.heads)
         self.start_gate = StartGate(context, self.links, self.heads, resumed=resumed)
         self.rounds = Rounds(
@@ -189,8 +191,9 @@ class Core:
             return None  # the disk answers by itself
         # a deadline that is past was acted upon: what it still waits for comes as an event
         timer = None if self.standing.expired() else self.standing.timer
-        join = self.start_gate.wake_at() if self.phase is Phase.STARTING else None
-        times = (timer, join, self.links.wake_at(), self.reception.transfers.wake_at())
+        times = [timer, self.links.wake_at(), self.reception.transfers.wake_at()]
+        if self.phase is Phase.STARTING:
+            times += [self.start_gate.wake_at(), self.presence.wake_at()]
         return min([at for at in times if at is not None], default=None)
 
     def snapshot(self) -> CoreState:
@@ -274,6 +277,7 @@ class Core:
 
     def _on_wake(self, _event: Wake) -> None:
         self.links.wake()
+        self.presence.send()
         self.reception.transfers.wake()
 
     # ── what the inbox asks for ──
@@ -284,6 +288,8 @@ class Core:
         if self.publisher.own_head is not None:
             heads.append(self.publisher.own_head)
         self.links.send(peer, encode(Heads(tuple(heads))), after=self.publisher.durable_after)
+        if self.phase is Phase.STARTING and len(self.heads.newest) > len(heads):
+            self.presence.introduce(peer.id, self.heads.newest.values())
         self.publisher.offer_to(peer.id)
         for frame in self.ending.ballot_frames():
             self.links.send(peer, frame)
@@ -301,14 +307,10 @@ class Core:
         if payload is not None and not self.publisher.encoding:
             self.rounds.publish(payload, self.publisher.round)
 
-    def forward(self, heads: list[SignedHeader], source: Peer) -> None:
-        """Before the start heads are passed on at once: they tell who is present.
-
-        All of them, once each: whoever is left out here would never be counted as present. They
-        came in one message, so that one message takes them on.
-        """
+    def forward(self, heads: list[Head], source: Peer) -> None:
+        """Before the start new heads are passed on: they tell who is present."""
         if self.phase is Phase.STARTING and heads:
-            self.links.broadcast(encode(Heads(tuple(heads))), but=source.id)
+            self.presence.pass_on(heads, source=source.id)
 
     # ── from one round to the next ──
 
@@ -366,6 +368,7 @@ class Core:
             self.reception.pump(self._may_apply)
         if standing.phase is Phase.STARTING and self._may_start():
             standing.timer = None
+            self.presence.end()
             self._go_on()
         if standing.phase is Phase.CATCHING_UP and self.catch_up.settled():
             self.rounds.begin()

@@ -13,6 +13,7 @@ from node.errors import MalformedFrame, OutOfBounds, RemoteProtocolError, Replay
 from node.protocol.frames import encode
 from node.protocol.links import Mismatch
 from node.protocol.peers import Peer
+from node.protocol.reading import Head
 from node.types.events import Linked
 from node.types.messages import (
     Ask,
@@ -147,7 +148,7 @@ class Inbox:
 
     def _heads(self, peer: Peer, message: Heads) -> None:
         core = self._core
-        fresh: list[SignedHeader] = []
+        fresh: list[Head] = []
         for signed in core.heads.unknown(message.heads):
             try:
                 self._pay(peer)
@@ -167,7 +168,7 @@ class Inbox:
                 continue
             core.rounds.account(head)
             if before is None or head.order > before.order:
-                fresh.append(signed)
+                fresh.append(head)
         core.forward(fresh, peer)
 
     def _ballots(self, peer: Peer, message: Ballots) -> None:

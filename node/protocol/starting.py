@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Final
 
 from crypto.identity import NodeId
@@ -11,6 +12,8 @@ from node.protocol.links import Links
 from node.types.events import Waiting
 
 AT_LEAST: Final = 2  # self and one other
+LACKING_MAX: Final = 64  # members named as lacking
+NOTE_EVERY_S: Final = 1.0
 
 
 class StartGate:
@@ -21,7 +24,8 @@ class StartGate:
         self._links = links
         self._heads = heads
         self._resumed = resumed
-        self._lacking: tuple[NodeId, ...] | None = None
+        # at the last note: how many of those that are needed were present, who was linked, when
+        self._told: tuple[int, list[NodeId], float] = (0, [], 0.0)
         self._join_by: float | None = None  # a training that runs is joined without the rest
 
     def deadline(self, wall_ms: int) -> float | None:
@@ -65,19 +69,34 @@ class StartGate:
         )
 
     def _enough(self, linked: list[NodeId], *, expired: bool) -> bool:
-        context, peers = self._context, self._links.peers
-        policy = context.policy
-        present = set(linked) | {m for m in self._heads.newest if m not in peers}
+        peers, heard = self._links.peers, self._heads.newest
+        policy = self._context.policy
+        further = len(heard) - sum(peer in heard for peer in peers)
+        present = 1 + len(linked) + further
         needed = policy.start_members or 1 + len(peers)
-        wanted = context.roster.members if policy.start_members else peers
-        lacking = tuple(m for m in sorted(wanted) if m not in present and m != context.me)
-        if lacking != self._lacking:
-            self._lacking = lacking
-            context.note(Waiting(1 + len(present), needed, lacking))
+        self._tell(present, needed, linked)
         if not linked:
             return False
-        if expired and 1 + len(present) >= (policy.start_at_least or AT_LEAST):
+        if expired and present >= (policy.start_at_least or AT_LEAST):
             return True
         if policy.start_members is None:
-            return not lacking
-        return 1 + len(present) >= needed
+            return len(linked) == len(peers)
+        return present >= needed
+
+    def _tell(self, present: int, needed: int, linked: list[NodeId]) -> None:
+        """Say whom this node lacks, where that has changed: of thousands the first few.
+
+        A link is news at once; of who is heard of, a thousand in a second, once a second.
+        """
+        context, peers, heard = self._context, self._links.peers, self._heads.newest
+        all_count = context.policy.start_members is not None
+        count, before, at = self._told
+        news = all_count and present != count and context.now >= at + NOTE_EVERY_S
+        if count and linked == before and not news:
+            return
+        self._told = (present, linked, context.now)
+        here = {context.me, *linked}
+        wanted = context.roster.members if all_count else peers  # both in sorted order
+        lacking = (m for m in wanted if m not in here and (m in peers or m not in heard))
+        named = tuple(islice(lacking, LACKING_MAX))
+        context.note(Waiting(present, needed, named, more=next(lacking, None) is not None))

@@ -109,7 +109,7 @@ class Reporter:
             case Waiting():
                 lacking = [name(member) for member in notice.lacking]
                 fields: Event = {"present": notice.present, "needed": notice.needed}
-                return "waiting", {**fields, "lacking": lacking}
+                return "waiting", {**fields, "lacking": lacking, "more": notice.more}
             case Linked():
                 return "linked", {"peer": name(notice.member)}
             case Unlinked():
@@ -243,7 +243,7 @@ def sentence(event: Event) -> str:
         case "ready":
             return f"listening on {event['listen'] or 'nothing (dials out only)'}"
         case "waiting" if event["lacking"]:
-            lacking = ", ".join(event["lacking"])
+            lacking = ", ".join(event["lacking"]) + (" and others" if event["more"] else "")
             return f"waiting to start: {event['present']} of {event['needed']}, lacking {lacking}"
         case "linked":
             return f"linked with {event['peer']}"

@@ -341,11 +341,12 @@ class PhaseChanged(Struct, frozen=True, tag=True):
 
 
 class Waiting(Struct, frozen=True, tag=True):
-    """Before the start: whom the node still lacks."""
+    """Before the start: whom the node still lacks; the first of them where there are ``more``."""
 
     present: int
     needed: int
     lacking: tuple[NodeId, ...]
+    more: bool = False
 
 
 class Linked(Struct, frozen=True, tag=True):

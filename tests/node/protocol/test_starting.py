@@ -8,6 +8,8 @@ import pytest
 from cores import policy
 from lone import WALL_MS, Lone
 
+from node.protocol.frames import decode_header
+from node.protocol.peers import RATE_BURST, RATE_PER_S
 from node.protocol.phases import Phase
 from node.types import events as ev
 from node.types.messages import Heads, Ping
@@ -110,3 +112,96 @@ def test_a_resumed_node_waits_for_its_neighbours_but_not_for_ever() -> None:
     lone.wake(30.0)
     assert lone.core.phase is Phase.TRAINING
     assert lone.all(ev.Train) == [ev.Train(4)]
+
+
+CROWD = 700
+
+
+def crowd(**changes: Any) -> Lone:
+    """Member 0 with three neighbours among 700 members who all must be present."""
+    edges = [(0, 1), (0, 2), (0, 3), *((i, i + 1) for i in range(3, CROWD - 1))]
+    return Lone(edges=edges, count=CROWD, policy=policy(20, 2, start_members=CROWD, **changes))
+
+
+def told(lone: Lone, to: int) -> list[bytes]:
+    """Whose presence a neighbour was told of, in order."""
+    heads = [signed for message in lone.sent(Heads, to) for signed in message.heads]
+    return [decode_header(signed.header).sender for signed in heads]
+
+
+def test_the_presence_of_hundreds_reaches_every_neighbour_below_its_rate() -> None:
+    lone = crowd()
+    lone.link(1, 2, 3)
+    for i in range(4, CROWD):
+        lone.core.links.peers[lone.ids[1]].tokens = 9.0  # as if it came more slowly
+        lone.frame(1, Heads((lone.presence(i, 0),)))
+    assert lone.core.phase is Phase.TRAINING, "everybody is counted"
+    lone = crowd(start_by_ms=WALL_MS + 10**9)
+    lone.link(1, 2)
+    for i in range(4, CROWD):
+        lone.core.links.peers[lone.ids[1]].tokens = 9.0
+        lone.frame(1, Heads((lone.presence(i, 0),)))
+    assert lone.core.phase is Phase.STARTING, "one neighbour is not linked"
+    assert RATE_BURST / 4 < len(told(lone, 2)) <= RATE_BURST
+    now = 0.0
+    while len(told(lone, 2)) <= CROWD - 4:
+        wake = lone.core.next_wake()
+        assert wake is not None
+        now = max(now + 1e-6, wake)
+        lone.frame(1, Ping())  # the links live
+        lone.frame(2, Ping())
+        lone.wake(now)
+        assert len(told(lone, 2)) <= RATE_BURST + RATE_PER_S * now, "none is refused there"
+    assert now < 2 + CROWD / RATE_PER_S * 2
+    assert told(lone, 2)[-(CROWD - 4) :] == lone.ids[4:CROWD], "each once, in order"
+    assert len(told(lone, 1)) <= 2, "who told us is not told"
+
+
+def test_a_late_link_is_told_of_everybody_before_the_start() -> None:
+    lone = crowd()
+    lone.link(1)
+    for i in range(4, 304):
+        lone.core.links.peers[lone.ids[1]].tokens = 9.0
+        lone.frame(1, Heads((lone.presence(i, 0),)))
+    lone.link(2)
+    for second in range(4):
+        lone.wake(float(second))
+    assert set(lone.ids[4:304]) <= set(told(lone, 2))
+    assert lone.ids[2] not in told(lone, 2)
+
+
+def test_what_a_neighbour_said_itself_is_taken_off_its_list() -> None:
+    lone = crowd()
+    lone.link(1, 2)
+    heads = [lone.presence(i, 0) for i in range(4, 404)]
+    for signed in heads[:380]:
+        lone.core.links.peers[lone.ids[1]].tokens = 9.0
+        lone.frame(1, Heads((signed,)))
+    before = len(told(lone, 2))
+    assert before < 380
+    newer = [lone.presence(i, 0, incarnation=WALL_MS + 1) for i in range(300, 384)]
+    lone.core.links.peers[lone.ids[2]].tokens = 100.0
+    lone.frame(2, Heads(tuple(newer[:64])))
+    for second in range(1, 5):
+        lone.wake(float(second))
+    said = told(lone, 2)[before:]
+    assert not set(lone.ids[300:364]) & set(said)
+    assert set(lone.ids[364:384]) <= set(said)
+
+
+def test_of_hundreds_that_lack_the_first_are_named_and_not_at_every_head() -> None:
+    lone = crowd()
+    lone.link(1)
+    for i in range(4, 54):
+        lone.core.links.peers[lone.ids[1]].tokens = 9.0
+        lone.frame(1, Heads((lone.presence(i, 0),)))
+    lone.now = 1.5
+    lone.frame(1, Ping())
+    waiting = lone.all(ev.Waiting)
+    assert [(n.present, len(n.lacking), n.more) for n in waiting] == [
+        (1, 64, True),
+        (2, 64, True),
+        (52, 64, True),
+    ]
+    assert list(waiting[-1].lacking) == sorted(waiting[-1].lacking)
+    assert not set(waiting[-1].lacking) & {lone.ids[i] for i in (0, 1, *range(4, 54))}

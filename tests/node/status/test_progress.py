@@ -93,10 +93,14 @@ def test_plain_lines_say_what_an_operator_asks() -> None:
     reporter.notice(PhaseChanged("training", 1), at=0.0)
     reporter.notice(Linked(B), at=0.0)
     reporter.notice(Waiting(1, 3, (B, C)), at=0.0)
+    reporter.notice(Waiting(1, 99, (B, C), more=True), at=0.0)
+    reporter.notice(Waiting(1, 99, (B, C), more=True), at=0.0)
     reporter.round(done(alone=True), at=1.0, measured={}, traffic={"sent_bytes": 1500})
     assert out.getvalue().splitlines() == [
         "a: linked with b",
         "a: waiting to start: 1 of 3, lacking b, [red]c",
+        "a: waiting to start: 1 of 99, lacking b, [red]c and others",
+        "a: waiting to start: 1 of 99, lacking b, [red]c and others",
         "a: round 3, mixed 1 of 2, sent 1.5 kB; missing [red]c (silent); this node is alone",
     ]
 
