@@ -1,7 +1,7 @@
 """What an engine hands back: one Run, plain data, the same from every engine.
 
 The report, the command and the tests read these; only an engine makes them. ``result`` is the JSON
-that users script against (docs/design.md, section 10): keys are added to it, never renamed.
+that users script against (docs/result.md): keys are added to it, never renamed.
 """
 
 from __future__ import annotations

@@ -282,7 +282,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def pct(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else f"{100 * value:.1f}\u00a0%"  # never alone on the next line
 
 
 def number(value: float | None, digits: int = 4) -> str:

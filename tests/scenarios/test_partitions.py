@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from sims import quadratic
 
@@ -54,6 +56,11 @@ def test_the_json_of_a_simulated_partition() -> None:
     """
     run = simulate(quadratic(text, rounds=20))
     made = result(run)
+    listed = (Path(__file__).parents[2] / "docs/result.md").read_text("utf-8")
+    node, link = made["nodes"]["n0"], made["links"][0]
+    told = {*made, *node, *link, *made["partitions"][0]} - {"divergence"}
+    told |= {f"divergence.{key}" for key in made["partitions"][0]["divergence"]}
+    assert sorted(key for key in told if f"`{key}`" not in listed) == []
     (part,) = made["partitions"]
     assert [side["nodes"] for side in part["sides"]] == [["n0", "n1"], ["n2", "n3", "n4"]]
     assert (part["start"], part["end"]) == (0.5, 1.5)
