@@ -20,7 +20,7 @@ from scenarios import engines
 from scenarios.expectations import check_baselines
 from scenarios.record import Check, Run
 from scenarios.settings import Scenario
-from scenarios.workers import spread
+from scenarios.workers import Jobs, spread
 
 SEEDS_MAX: Final = 1_000_000  # outcomes are kept until the end, some 300 bytes each
 LAST_EVENTS: Final = 12  # what a person reads before going to the replay
@@ -85,7 +85,7 @@ def explore(
     seeds: Sequence[int],
     *,
     on: str = "simulation",
-    jobs: int = 1,
+    jobs: Jobs = 1,
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> tuple[Outcome, ...]:
     """Run every seed, ``jobs`` at a time; outcomes in the order of ``seeds``.

@@ -35,7 +35,7 @@ from scenarios.settings import (
     load_scenario,
 )
 from scenarios.sweep_tables import manifest, run_record, write_tables
-from scenarios.workers import spread
+from scenarios.workers import Jobs, spread
 
 _MANIFEST: Final = "manifest.json"
 _RUNS: Final = "runs"
@@ -116,7 +116,7 @@ def run_sweep(
     out: Path,
     *,
     on: str = "simulation",
-    jobs: int = 1,
+    jobs: Jobs = 1,
     on_run: Callable[[bool], None] | None = None,
 ) -> Done:
     """Run what is not there yet, then write runs.csv, rounds.csv and manifest.json.
@@ -228,7 +228,7 @@ def _run(combination: Combination, seed: int, on: str) -> bytes:
     return _encoded(run_record(_name(combination, seed), combination.values, run))
 
 
-def _claim(sweep: Sweep, out: Path, on: str, jobs: int) -> None:
+def _claim(sweep: Sweep, out: Path, on: str, jobs: Jobs) -> None:
     """Make ``out`` this sweep's, or find that it is."""
     claimed = out / _MANIFEST
     try:

@@ -15,6 +15,7 @@ from scenarios.record import Run, level
 
 if TYPE_CHECKING:
     from scenarios.sweep import Sweep
+    from scenarios.workers import Jobs
 
 _PACKAGES: Final = ("grapevine", "torch", "numpy", "scipy", "scikit-learn", "msgspec", "blake3")
 ROUND_COLUMNS: Final = (
@@ -109,7 +110,7 @@ def write_tables(out: Path, records: Iterable[dict[str, Any]]) -> list[dict[str,
     return kept
 
 
-def manifest(sweep: Sweep, *, on: str, jobs: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def manifest(sweep: Sweep, *, on: str, jobs: Jobs, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """How the figures came about: enough to make them again, and to see whether they are equal."""
     return {
         "sweep": sweep.digest,

@@ -12,17 +12,25 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
+from typing import Literal
+
+from scenarios import cluster
 
 Work = Callable[[int], bytes]
+Jobs = int | Literal["ray"]  # processes on this machine, or a cluster
 
 _FORK = multiprocessing.get_context("fork")  # torch is imported once, not once a worker
 
 
-def spread(work: Work, tasks: int, *, jobs: int) -> Iterator[tuple[int, bytes | None]]:
+def spread(work: Work, tasks: int, *, jobs: Jobs) -> Iterator[tuple[int, bytes | None]]:
     """Do ``work(0) … work(tasks - 1)`` in ``jobs`` processes; yields (task, answer) as they come.
 
     The answer is None where the process died over the task. ``work`` must not raise.
     """
+    return cluster.spread(work, tasks) if jobs == "ray" else _spread(work, tasks, jobs)
+
+
+def _spread(work: Work, tasks: int, jobs: int) -> Iterator[tuple[int, bytes | None]]:
     waiting = deque(range(tasks))
     workers = [_Worker(work) for _ in range(min(jobs, tasks))]
     try:

@@ -22,18 +22,29 @@ if TYPE_CHECKING:
     from scenarios.explore import Outcome
     from scenarios.settings import Scenario
     from scenarios.shrink import Shrunk
+    from scenarios.workers import Jobs
 
 _FAILURES_SHOWN: Final = 5  # the others are named by their seeds
 _JOBS_MAX: Final = 1024
 
 
-def check_jobs(jobs: int | None, on: str) -> int:
-    """How many processes: what was asked for, else one a core (real nodes take all of them)."""
+def check_jobs(jobs: str | None, on: str) -> Jobs:
+    """How many processes: what was asked for, else one a core (real nodes take all of them).
+
+    Raises ConfigError for what is neither a number in its bounds nor "ray".
+    """
     if jobs is None:
         return 1 if on == "processes" else (os.cpu_count() or 1)
-    if jobs > _JOBS_MAX:
-        raise ConfigError(f"--jobs: {jobs} processes, at most {_JOBS_MAX}")
-    return jobs
+    if jobs == "ray":
+        from scenarios import cluster
+
+        if on == "processes":
+            raise ConfigError("--jobs ray: spreads simulations; not --on processes")
+        cluster.check()
+        return "ray"
+    if not (jobs.isascii() and jobs.isdigit() and 1 <= int(jobs[:9]) <= _JOBS_MAX):
+        raise ConfigError(f"--jobs: found '{jobs}', expected 1 to {_JOBS_MAX} processes, or 'ray'")
+    return int(jobs)
 
 
 def explore_seeds(
@@ -43,7 +54,7 @@ def explore_seeds(
     seeds: str,
     first: int,
     on: str,
-    jobs: int,
+    jobs: Jobs,
     json_file: Path | None,
     shrink: bool,
 ) -> bool:
@@ -79,9 +90,10 @@ def explore_seeds(
         rest = ", ".join(str(outcome.seed) for outcome in failures[_FAILURES_SHOWN:][:50])
         typer.echo(f"{len(failures) - _FAILURES_SHOWN} more failed: seeds {rest}")
     low, high = chosen[0], chosen[-1]
+    where = "over Ray" if jobs == "ray" else f"with {jobs} processes"
     typer.echo(
         f"{scenario.name} on {on}, seeds {low}..{high}: {len(outcomes) - len(failures)} of "
-        f"{len(outcomes)} held, {len(failures)} failed; {wall_s:.1f} s with {jobs} processes, "
+        f"{len(outcomes)} held, {len(failures)} failed; {wall_s:.1f} s {where}, "
         f"{wall_s / len(outcomes):.3f} s a seed"
     )
     if failures and shrink:

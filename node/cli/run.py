@@ -41,7 +41,7 @@ def run(
         str | None, typer.Option(help="Many seeds: a number, from --seed or 0 on, or 0..9.")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; else one a core.")
+        str | None, typer.Option(help="Runs at a time, else one a core; ray: over a cluster.")
     ] = None,
     shrink: Annotated[
         bool, typer.Option("--shrink", help="Cut a failing run down to the fewest faults.")
@@ -104,7 +104,7 @@ def run(
 
 
 def _check_together(
-    *, on: str, seeds: str | None, jobs: int | None, shrink: bool, report: Path | None
+    *, on: str, seeds: str | None, jobs: str | None, shrink: bool, report: Path | None
 ) -> None:
     """Raises ConfigError for options that mean nothing beside each other."""
     if seeds is None and jobs is not None:

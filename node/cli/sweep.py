@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from node.cli.explore import Progress
 from node.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scenarios.workers import Jobs
 
 
 def is_sweep_file(typed: str) -> bool:
@@ -30,7 +33,7 @@ def check_alone(**options: Any) -> None:
             )
 
 
-def run(path: Path, out: Path | None, *, on: str, jobs: int) -> bool:
+def run(path: Path, out: Path | None, *, on: str, jobs: Jobs) -> bool:
     """Run a sweep; whether every run held."""
     from scenarios.sweep import load_sweep, run_sweep
 

@@ -157,7 +157,13 @@ def test_the_command_counts_what_held_and_writes_json(
     [
         (["--seeds", "x"], "--seeds: found 'x'"),
         (["--jobs", "2"], "--jobs: there is one run"),
-        (["--seeds", "2", "--jobs", "5000"], "at most 1024"),
+        (["--seeds", "2", "--jobs", "5000"], "--jobs: found '5000', expected 1 to 1024 processes"),
+        (["--seeds", "2", "--jobs", "0"], "--jobs: found '0'"),
+        (
+            ["--seeds", "2", "--jobs", "rai"],
+            "--jobs: found 'rai', expected 1 to 1024 processes, or",
+        ),
+        (["--seeds", "2", "--jobs", "ray", "--on", "processes"], "spreads simulations"),
         (["--seeds", "2", "--report", "r.html"], "--report: shows one run"),
         (["--shrink", "--on", "processes"], "not --on processes"),
         (["--shrink"], "does not fail"),
