@@ -102,6 +102,24 @@ def test_a_bad_sweep_is_refused_before_anything_starts(
     assert not (tmp_path / "results").exists()
 
 
+def test_attacks_vary_and_none_is_what_they_are_compared_with(tmp_path: Path) -> None:
+    base = BASE.replace(
+        'name = "power cut"\nat = "round 2"\ncrash = "n1"',
+        'name = "attacker"\nat = "0s"\nattack = "sign-flip"\nnodes = "n1"',
+    )
+    text = (
+        'scenario = "base.toml"\nseeds = "0..0"\n[vary]\nevent.attacker.attack = ["none", "nan"]\n'
+    )
+    out = tmp_path / "results"
+    done = run_sweep(load_sweep(written(tmp_path, text, base)), out)
+    assert (done.runs, done.failed, done.broken) == (2, 0, ())
+    runs = {run["event.attacker.attack"]: run for run in table(out / "runs.csv")}
+    assert set(runs) == {"none", "nan"}
+    assert runs["none"]["trace_hash"] != runs["nan"]["trace_hash"]
+    with pytest.raises(ConfigError, match="did you mean"):
+        load_sweep(written(tmp_path, text.replace('"nan"', '"nann"'), base))
+
+
 def test_a_sweep_that_an_engine_cannot_run_is_refused_before_anything_starts(
     tmp_path: Path,
 ) -> None:
