@@ -55,7 +55,8 @@ class Peer:
     floor: Head | None = None  # newest header applied, also by an earlier process
     mixed_round: int = 0  # highest round label of this peer that was mixed already
     have_version: int = 0  # highest of our versions (under our boot) that it applied
-    used_round: int = 0  # the last round in which it says that it mixed our version
+    used_round: int = 0  # the last round in which it says that it mixed our version …
+    used_boot: int = 0  # … under this incarnation: of what a lost disk forgot it holds nothing
     refused_version: int = 0
     refused_why: str = ""
     bad_round: int = 0  # the newest round whose version of this peer was refused here

@@ -234,6 +234,8 @@ class Rounds:
         if peer is None:
             return
         mixed, used = head.header.mixed_round, self._my_mark in head.header.counted
+        if head.header.incarnation > peer.used_boot:
+            peer.used_boot, peer.used_round = head.header.incarnation, 0
         if used:
             peer.used_round = max(peer.used_round, mixed)
         if not peer.counted_rounds or mixed < peer.counted_rounds[0]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lone import Lone
+from lone import WALL_MS, Lone
 
 from node.protocol.edges import counts, use, weight
 from node.protocol.peers import Peer, Replica
+from node.protocol.publisher import counted_ids
 from node.protocol.reading import Head
+from node.types.messages import Heads
 from node.types.roster import Member
 
 LONE = Lone()
@@ -89,3 +91,18 @@ def test_weights_are_reversible_and_leave_a_rest(n: int, d: int, m: int, e: int)
     assert n * weight(one, other, 0) == pytest.approx(m * weight(other, one, 0))
     assert 0 < weight(one, other, 0) <= 1 / (d + 1)
     assert weight(one, other, 3) == pytest.approx(weight(one, other, 0) / 2)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_edge_that_a_lost_disk_forgot_does_not_count(lost: bool) -> None:
+    """A neighbour mixed our version and started again: does it know that still?"""
+    lone = Lone()
+    lone.link(1, 2, 3)
+    used = {"mixed_round": 5, "counted": counted_ids([lone.ids[0]])}
+    lone.frame(1, Heads((lone.presence(1, 5, 5, **used),)))
+    found = lone.core.links.peers[lone.ids[1]]
+    assert found.used_round == 5
+    kept = {} if lost else used
+    again = lone.presence(1, 5, 5, incarnation=WALL_MS + 1, boot_id=b"n" * 16, **kept)
+    lone.frame(2, Heads((again,)))
+    assert found.used_round == (0 if lost else 5)
