@@ -334,7 +334,7 @@ class LyingHave(WireAttacker):
 
 
 class Replay(WireAttacker):
-    """With each offer its own old ones, also of earlier boots, and frames that others sent it."""
+    """With each offer, in any order, its own old ones, earlier boots' too, and what others sent."""
 
     def __init__(self, insider: Insider, scale: float | None = None) -> None:
         super().__init__(insider, scale)
@@ -349,6 +349,7 @@ class Replay(WireAttacker):
             frames += [self._heard[0], self.rng.choice(self._heard)]
         if not self._mine or self._mine[-1] != frame:
             self._mine.append(frame)
+        self.rng.shuffle(frames)  # who has lost its floor must not be told the newest first
         return tuple(frames)
 
     def receive(self, peer: NodeId, frame: bytes) -> Taken:

@@ -12,7 +12,7 @@ from crypto.identity import NodeId
 from node.learning.batch import mix_batch, train_batch
 from node.protocol.frames import chunk_prefix, encode, is_chunk
 from node.types import events as ev
-from node.types.messages import CHUNK_BYTES, Gone
+from node.types.messages import CHUNK_BYTES, INLINE_BYTES, Gone
 from scenarios.virtual_node import LearnerState, VirtualNode
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Carrier:
     def __init__(self, run: Simulation, *, keeps_disks: bool) -> None:
         self._run = run
         self._persist_ns = round(run.scenario.settings.compute.persist_ms * 1e6)
+        self._chunks = run.pins.payload_bytes > INLINE_BYTES
         # only a node that may start again needs what a checkpoint would hold
         self._keeps_disks = keeps_disks
         self._trains: dict[int, int] = {}  # node -> round: issued, not run
@@ -77,6 +78,11 @@ class Carrier:
 
     def put(self, node: VirtualNode, peer: NodeId, frame: bytes) -> None:
         """On the wire as it is."""
+        if node.attacker is None:
+            if self._persist_ns:
+                self._run.checkers.sends(node.me, node.disk.state, peer, frame, self._run.now)
+            if self._chunks:
+                self._run.checkers.asks(node.core, peer, frame, self._run.now)
         # an offer goes to all neighbours as one object: hash it once
         if frame is not self._last_frame[0]:
             self._last_frame = (frame, blake3(frame).digest())
@@ -138,9 +144,11 @@ class Carrier:
         self._run.answer(node, encoded, encoded.payload.root)
 
     def _apply(self, node: VirtualNode, effect: ev.Apply) -> None:
-        payload = node.take(effect)
-        self._run.checkers.apply(node.me, effect, payload, self._run.now)
-        self._run.answer(node, node.apply(effect, payload), effect.root)
+        payload, checkers = node.take(effect), self._run.checkers
+        checkers.apply(node.me, effect, payload, self._run.now)
+        applied = node.apply(effect, payload)
+        checkers.applied(node.me, effect, payload, self._run.now, ok=applied.ok)
+        self._run.answer(node, applied, effect.root)
 
     def _mix(self, node: VirtualNode, effect: ev.Mix) -> None:
         self._run.checkers.mix(node.me, effect, self._run.now)
@@ -164,6 +172,7 @@ class Carrier:
 
     def _rebase(self, node: VirtualNode, effect: ev.Rebase) -> None:
         self._run.measures.settle(node.index)
+        self._run.checkers.rebase(node.me, effect, self._run.now)
         self._run.answer(node, node.learner.rebase(effect))
 
     def _forget(self, node: VirtualNode, effect: ev.Forget) -> None:
@@ -179,6 +188,7 @@ class Carrier:
     # ── disk, notices, the end ──
 
     def _persist(self, node: VirtualNode, effect: ev.Persist) -> None:
+        self._run.checkers.record(node.me, effect.record, self._run.now)
         if node.disk.full:
             self._run.kill(node, ended="failed: disk full (exit code 4)")
             return

@@ -5,6 +5,7 @@ Every fault ends, and all of them before the training does: what is left must be
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Annotated, Final
@@ -13,7 +14,10 @@ from msgspec import Meta, Struct
 
 from node.errors import ConfigError
 from node.types.settings import Positive
+from scenarios.attacks import attacks, check_attack
 from scenarios.faults import (
+    NONE,
+    Attack,
     ClockSkew,
     Clog,
     Crash,
@@ -23,6 +27,7 @@ from scenarios.faults import (
     Link,
     Partition,
     Pause,
+    Reset,
     Restart,
     Resume,
     Slow,
@@ -41,8 +46,9 @@ class ChaosSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """[chaos]: how many faults of each kind a run may expect; 0 turns a kind off.
 
     At least ``kinds_min`` different kinds come in every run (crash, backup and amnesia are one
-    kind; so are partition and one_way, link and garble). Faults last 0.5 to 1.5 times
-    ``lasts_s``.
+    kind; so are partition and one_way, link, garble and reset). Faults last 0.5 to 1.5 times
+    ``lasts_s``; every other attack lasts to the run's end. ``attacks``: what is chosen from, all
+    by default; at most one node in four attacks in a run.
     """
 
     kinds_min: Annotated[int, Meta(ge=1)] = 4
@@ -57,7 +63,10 @@ class ChaosSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     slow: _Expected = 0.5
     link: _Expected = 0.7  # latency and loss
     garble: _Expected = 0.5  # frames duplicated, reordered, corrupted
+    reset: _Expected = 0.5  # a link breaks, and may be made again at once
     swizzle: _Expected = 0.7  # links clogged one by one, unclogged in another order
+    attack: _Expected = 0.7
+    attacks: tuple[str, ...] = ()
 
 
 # One kind each: an old disk and a disk lost are crashes, a one-way cut is a partition.
@@ -67,8 +76,9 @@ _KINDS: Final = (
     ("disk_full",),
     ("pause",),
     ("slow",),
-    ("link", "garble"),
+    ("link", "garble", "reset"),
     ("swizzle",),
+    ("attack",),
 )
 
 
@@ -80,6 +90,10 @@ def check_chaos(chaos: ChaosSettings, *, duration_s: float, source: str) -> None
             f"{source}: key 'chaos.kinds_min': {chaos.kinds_min}, but only {len(on)} kinds have a "
             "rate above 0"
         )
+    for what in chaos.attacks:
+        check_attack(what, f"{source}: key 'chaos.attacks'", None)
+        if what == NONE or ":" in what:
+            raise ConfigError(f"{source}: key 'chaos.attacks': '{what}' is no attack by name")
     room = duration_s * (1 - _QUIET_BEFORE - _QUIET_AFTER)
     if room <= 1.5 * chaos.lasts_s:
         raise ConfigError(
@@ -125,6 +139,7 @@ class _Draw:
         self._last = duration_s * (1 - _QUIET_AFTER)
         self._found: list[Fault] = []
         self._busy: dict[str, list[tuple[float, float]]] = {}
+        self._attackers: set[str] = set()
 
     def faults(self) -> tuple[Fault, ...]:
         kinds = _on(self._chaos)
@@ -236,6 +251,26 @@ class _Draw:
             Link(at=When(end), pairs=(pair,), change=good),
         )
 
+    def reset(self, _kind: str, start: float, _end: float) -> bool:
+        return self._add(Reset(at=When(start), pairs=(self._rng.choice(self._graph.edges),)))
+
+    def attack(self, _kind: str, start: float, end: float) -> bool:
+        """One member turns malicious, for a while or for good; it may be in other trouble too."""
+        most = max(1, len(self._graph.nodes) // 4)
+        if len(self._attackers) < most:
+            name = self._rng.choice(self._graph.nodes)
+        else:
+            name = self._rng.choice(sorted(self._attackers))
+        until = end if self._rng.random() < 0.5 else math.inf
+        if not self._take(f"{name} as a member", start, until):
+            return False
+        self._attackers.add(name)
+        what = self._rng.choice(self._chaos.attacks or tuple(attacks()))
+        self._add(Attack(at=When(start), nodes=(name,), what=what))
+        if until is math.inf:
+            return True
+        return self._add(Attack(at=When(until), nodes=(name,), what=NONE))
+
     def swizzle(self, _kind: str, start: float, end: float) -> bool:
         """Clog a random set of links one by one, then free them one by one in another order."""
         if not self._take("the swizzle", start, end):
@@ -263,5 +298,7 @@ _INJECT: Final[dict[str, Callable[[_Draw, str, float, float], bool]]] = {
     "slow": _Draw.slow,
     "link": _Draw.link,
     "garble": _Draw.link,
+    "reset": _Draw.reset,
     "swizzle": _Draw.swizzle,
+    "attack": _Draw.attack,
 }

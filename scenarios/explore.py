@@ -87,17 +87,19 @@ def explore(
     on: str = "simulation",
     jobs: Jobs = 1,
     on_outcome: Callable[[Outcome], None] | None = None,
+    ablate: str = "",
 ) -> tuple[Outcome, ...]:
     """Run every seed, ``jobs`` at a time; outcomes in the order of ``seeds``.
 
-    ``on_outcome`` sees each as it comes. Raises ConfigError for a scenario that cannot be run.
+    ``on_outcome`` sees each as it comes. ``ablate``: see ``run_seed``. Raises ConfigError for a
+    scenario that cannot be run.
     """
     if on == "simulation":
         import scenarios.simulation  # noqa: F401  (and torch with it, before the fork)
     found: dict[int, Outcome] = {}
 
     def work(task: int) -> bytes:
-        return msgspec.msgpack.encode(run_seed(scenario, seeds[task], on=on))
+        return msgspec.msgpack.encode(run_seed(scenario, seeds[task], on=on, ablate=ablate))
 
     for task, answer in spread(work, len(seeds), jobs=jobs):
         if answer is None:
@@ -112,10 +114,16 @@ def explore(
     return tuple(found[task] for task in range(len(seeds)))
 
 
-def run_seed(scenario: Scenario, seed: int, *, on: str = "simulation") -> Outcome:
-    """One seed, to its outcome; nothing is raised but what ends a process."""
+def run_seed(scenario: Scenario, seed: int, *, on: str = "simulation", ablate: str = "") -> Outcome:
+    """One seed, to its outcome; nothing is raised but what ends a process.
+
+    ablate: a safeguard of scenarios.ablation, taken out of the nodes of a simulation.
+    """
     begun = time.perf_counter()
     try:
+        if ablate:
+            failed = _ablated(scenario.with_seed(seed).with_chaos(), ablate)
+            return Outcome(seed=seed, failed=failed, wall_s=time.perf_counter() - begun)
         run = engines.run(scenario, on=on, seed=seed, baselines=wants_baselines(scenario))
     except ConfigError as error:
         return Outcome(seed=seed, refused=str(error))
@@ -132,6 +140,16 @@ def run_seed(scenario: Scenario, seed: int, *, on: str = "simulation") -> Outcom
         wall_s=time.perf_counter() - begun,
         trace_hash=run.trace_hash or "",
     )
+
+
+def _ablated(scenario: Scenario, ablate: str) -> tuple[Check, ...]:
+    """What the checkers found; nothing is expected of such a run."""
+    from scenarios.prepare import found
+    from scenarios.simulation import Hooks, Simulation
+
+    simulation = Simulation(found(scenario), Hooks(ablate=ablate, evaluate=False))
+    simulation.run()
+    return tuple(check for check in simulation.checkers.checks() if not check.ok)
 
 
 def wants_baselines(scenario: Scenario) -> bool:

@@ -319,8 +319,9 @@ def checks(
         if notice is not None:
             watching.notice(ids[who], notice, at)
     watching.end(at_end)
-    always = (watching.unique, watching.grow, watching.replayed, watching.accused)
-    seen = (finding for finding in (watching.sides, watching.meet) if finding.seen)
+    found = watching.findings
+    always = [found[key] for key in ("unique", "grow", "replayed", "accused")]
+    seen = [found[key] for key in ("sides", "meet") if found[key].seen]
     return (made, *(finding.check() for finding in (*always, *seen)))
 
 

@@ -89,8 +89,14 @@ def collect(
         absent=tuple(node.name for node in simulation.nodes if node.ended != "finished"),
         task=scenario.settings.task.name,
         attackers=simulation.attackers,
-        notes=(*remarks(back), *simulation.outages.notes),
+        notes=(*_malicious(simulation.attackers), *remarks(back), *simulation.outages.notes),
     )
+
+
+def _malicious(attackers: tuple[str, ...]) -> tuple[str, ...]:
+    if not attackers:
+        return ()
+    return (f"malicious for some time, and in no figure over nodes: {', '.join(attackers)}",)
 
 
 def _figures(simulation: Simulation) -> dict[str, Metrics]:

@@ -6,6 +6,7 @@ loop. No wall clock decides anything here, no order of a set, no hash of an obje
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import random
@@ -20,11 +21,14 @@ from msgspec import Struct, structs
 
 from node.errors import GrapevineError
 from node.types import events as ev
+from scenarios.ablation import Ablation
 from scenarios.attacks import Insider, attacker
 from scenarios.carrier import Carrier
-from scenarios.checkers import Checkers
+from scenarios.checkers import Checkers, blind
+from scenarios.checkers_taken import ball
 from scenarios.expectations import check_baselines
 from scenarios.faults import Attack
+from scenarios.findings import Caught
 from scenarios.measures import Measures, Sides, by_round
 from scenarios.memory import Memory
 from scenarios.network import SECOND, Clock, Network
@@ -54,6 +58,8 @@ class Hooks(Struct, kw_only=True):
     restart_after_s: float | None = 1.0
     on_effect: Callable[[str, ev.Effect, float], None] | None = None
     evaluate: bool = True
+    ablate: str = ""  # a name of scenarios.ablation: that safeguard is off in every honest node
+    blind: tuple[str, ...] = ()  # keys of scenarios.findings: those look away
 
 
 class Simulation:
@@ -100,12 +106,6 @@ class Simulation:
         for a, b in self.scenario.graph.edges:
             self.network.add_link(places[a], places[b], self.scenario.link_shape(a, b))
         self.attackers = self.scenario.attackers
-        self.checkers = Checkers(
-            founded.roster,
-            founded.policy,
-            digest=self.memory.tree_digest,
-            attackers=[founded.ids[a] for a in self.attackers],
-        )
         self.measures = Measures(
             names,
             evaluate=self.hooks.evaluate,
@@ -116,9 +116,19 @@ class Simulation:
         keeps_disks = self.outages.restarts or bool(self.hooks.kill_at)
         self._on_progress = on_progress
         self._rounds_done = 0
-        self.carrier = Carrier(self, keeps_disks=keeps_disks)
         first = founded.learner(names[0])
-        self._pins = founded.pins(first)
+        self.pins = founded.pins(first)
+        self.checkers = Checkers(
+            founded.roster,
+            founded.policy,
+            self.pins,
+            memory=self.memory,
+            attackers=[founded.ids[a] for a in self.attackers],
+            ball=ball(first),
+        )
+        blind(self.checkers, self.hooks.blind)
+        self._ablation = Ablation(self, self.hooks.ablate) if self.hooks.ablate else None
+        self.carrier = Carrier(self, keeps_disks=keeps_disks)
         self._made = {0: first} | {
             index: founded.learner(name) for index, name in enumerate(names) if index
         }
@@ -126,7 +136,14 @@ class Simulation:
     # ── the run ──
 
     def run(self) -> None:
-        """Until every node has ended and every fault has happened, or nothing moves any more."""
+        """Until every node has ended and every fault has happened, or nothing moves any more.
+
+        With a safeguard taken out: until the checker that is to notice has noticed.
+        """
+        with contextlib.suppress(Caught):
+            self._play()
+
+    def _play(self) -> None:
         for node in self.nodes:
             node.steps = self.founded.steps[node.name]
             node.step_ms = self.scenario.step_ms[node.name]
@@ -142,7 +159,7 @@ class Simulation:
                 break
         self.measures.flush()
         self.outages.finish()
-        self.checkers.end(self.now)
+        self.checkers.end(self.now, [n.me for n in self.nodes if n.ended == "finished"])
 
     @property
     def now(self) -> float:
@@ -159,7 +176,6 @@ class Simulation:
         learner = self._made.pop(node.index, None) or self.founded.learner(node.name)
         if again:
             self.trace.add(self.clock.now, node.index, RESTART)
-            self.checkers.boot(node.me)
         policy = self.founded.policy
         start = self.scenario.settings.start
         if start.after_s is not None:
@@ -169,12 +185,17 @@ class Simulation:
         node.boot(
             learner,
             roster=self.founded.roster,
-            pins=self._pins,
+            pins=self.pins,
             policy=policy,
             verify=self.memory.verify,
             memory=self.memory,
             seed=self._seed("nodes", node.name, str(node.boots)),
         )
+        self.checkers.boot(node.me, node.disk.state)
+        if self._ablation is not None:
+            self._ablation.boot(node)
+        if self.attackers:
+            self.checkers.watch(node.core)
         wall_ms = WALL_MS + self.clock.now // 1_000_000 + round(node.skew_s * 1000)
         self.feed(node, ev.Start(max(0, wall_ms)))
 
@@ -211,7 +232,7 @@ class Simulation:
             me=node.me,
             sign=node.key.sign,
             roster=self.founded.roster,
-            pins=self._pins,
+            pins=self.pins,
             last_round=self.founded.policy.last_round,
             rng=random.Random(self._seed("attack", node.name, str(self.clock.now))),
             chunk=node.chunk,

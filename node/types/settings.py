@@ -46,7 +46,7 @@ class TaskSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     holdout: Share = 0.2  # taken out before the split, the same rows for all
     own_holdout: Share = 0.2  # of each member's part: own_accuracy is measured on it
     validation: Share = 0.1  # of each member's part: for keep = "best" and "agreed"
-    dimension: Annotated[int, Meta(ge=1, le=1_000_000)] = 32  # quadratic only
+    dimension: Annotated[int, Meta(ge=1, le=10_000_000)] = 32  # quadratic only
 
 
 class LearningSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -10,8 +10,10 @@ import pytest
 from sims import failed
 
 from node.errors import ConfigError
+from scenarios.attacks import attacks
 from scenarios.events import check_sequence
-from scenarios.faults import Fault
+from scenarios.explore import explore
+from scenarios.faults import Attack, Fault
 from scenarios.processes import run_processes
 from scenarios.settings import Scenario, load_scenario, parse_scenario, shortest_s
 from scenarios.simulation import simulate
@@ -59,9 +61,10 @@ def test_the_same_seed_draws_the_same_run_in_any_process() -> None:
 
 def test_every_seed_draws_what_could_have_been_written() -> None:
     seen = set()
-    for seed in range(300):
+    for seed in range(600):
         scenario, faults = drawn(seed)
         check_sequence(faults, "chaos.toml")
+        assert len(scenario.attackers) <= 1
         shortest = shortest_s(scenario, scenario.settings.learning.local_steps or 0)
         assert all(0 < (fault.at.seconds or 0) < shortest for fault in faults)
         kinds = {fault.kind for fault in faults if not fault.mends} - {"clock_skew"}
@@ -69,8 +72,26 @@ def test_every_seed_draws_what_could_have_been_written() -> None:
         seen |= kinds | {fault.kind for fault in faults}
     assert seen == {
         *("partition", "heal", "crash", "restart", "pause", "resume"),
-        *("slow", "link", "clog", "unclog", "disk_full", "clock_skew"),
+        *("slow", "reset", "attack", "link", "clog", "unclog", "disk_full", "clock_skew"),
     }
+
+
+def test_attacks_of_every_kind_are_drawn_and_half_of_them_last() -> None:
+    scenarios = [drawn(seed)[0] for seed in range(600)]
+    started = [f for s in scenarios for f in s.faults if isinstance(f, Attack) and not f.ends]
+    ended = [f for s in scenarios for f in s.faults if isinstance(f, Attack) and f.ends]
+    assert {fault.what for fault in started} == set(attacks())
+    assert 0.4 < len(ended) / len(started) < 0.6
+
+
+def test_chaos_draws_the_attacks_that_it_is_told() -> None:
+    text = HEAD + '[chaos]\nattack = 5\nattacks = ["replay", "zero"]\n'
+    scenario = parse_scenario(text, source="t.toml")
+    kinds = set()
+    for seed in range(40):
+        faults = scenario.with_seed(seed).with_chaos().faults
+        kinds |= {fault.what for fault in faults if isinstance(fault, Attack)}
+    assert kinds == {"replay", "zero", "none"}
 
 
 def test_whatever_was_drawn_has_ended_when_the_training_does() -> None:
@@ -87,11 +108,17 @@ def test_whatever_was_drawn_has_ended_when_the_training_does() -> None:
         assert all(shape == scenario.link_shape(*pair) for pair, shape in links.items())
 
 
-def test_no_checker_fails_under_chaos() -> None:
-    scenario = load_scenario("chaos")
-    for seed in range(12):
+def test_no_checker_fails_in_500_seeds_of_chaos() -> None:
+    seeds = range(500)
+    for outcome in explore(load_scenario("chaos"), seeds, jobs=2):
+        assert outcome.ok, f"grapevine run chaos --seed {outcome.seed}: {outcome.why}"
+
+
+def test_no_checker_fails_where_models_travel_in_chunks() -> None:
+    scenario = load_scenario("chaos-large")
+    for seed in range(3):
         run = simulate(scenario, seed=seed)
-        assert run.ok, f"grapevine run chaos --seed {seed}: {failed(run)}"
+        assert run.ok, f"grapevine run chaos-large --seed {seed}: {failed(run)}"
 
 
 @pytest.mark.parametrize(
@@ -99,8 +126,10 @@ def test_no_checker_fails_under_chaos() -> None:
     [
         ("[chaos]\npartitions = 1\n", "did you mean 'partition'"),
         ("[chaos]\ncrash = -1\n", "chaos.crash"),
-        ("[chaos]\nkinds_min = 8\n", "only 7 kinds have a rate above 0"),
-        ("[chaos]\nkinds_min = 7\npause = 0\n", "only 6 kinds"),
+        ("[chaos]\nkinds_min = 9\n", "only 8 kinds have a rate above 0"),
+        ("[chaos]\nkinds_min = 8\npause = 0\n", "only 7 kinds"),
+        ('[chaos]\nattacks = ["replays"]\n', "no attack 'replays'; did you mean 'replay'"),
+        ('[chaos]\nattacks = ["none"]\n', "'none' is no attack"),
         ("[chaos]\nlasts_s = 4\n", "do not fit into the 3.4 s"),
         ('[chaos]\n[[event]]\nat = "1s"\ncrash = "n0"\n', "write [[event]] or [chaos]"),
     ],
