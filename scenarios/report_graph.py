@@ -1,7 +1,7 @@
 """The consortium graph over time: nodes coloured by their model's distance, links by their use.
 
-What the slider needs is bounded whatever the run's size: at most ``_NODES_MAX`` nodes,
-``_EDGES_MAX`` links and some ``_CELLS_MAX`` values over all instants. What was left out is said.
+What the slider needs is bounded whatever the run's size: at most ``_NODES_MAX`` nodes and
+``_EDGES_MAX`` links at ``_INSTANTS_MAX`` instants, some 0.5 MB. What was left out is said.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from topology.graph import Graph
 _NODES_MAX: Final = 400  # beyond it a picture of the graph is a grey ball, and its layout slow
 _BALL: Final = 250  # nodes shown of more
 _EDGES_MAX: Final = 2000
-_CELLS_MAX: Final = 40_000  # nodes × instants: some 0.3 MB
-_FRAMES: Final = (24, 100)  # instants, at least and at most
+_INSTANTS_MAX: Final = 100  # more cannot be told apart on a slider
 _NAMED_MAX: Final = 40  # nodes; beyond, labels overlap: only the farthest are named
 _HOVERED_MAX: Final = 800  # links that say what went over them
 # Colours span at most this many decades: final mixing ends far below what training shows.
@@ -65,9 +64,9 @@ class _Shown(Struct, frozen=True):
 
 
 def timeline(run: Run) -> Timeline:
-    """The graph of ``run`` at up to a hundred instants."""
+    """The graph of ``run`` at up to ``_INSTANTS_MAX`` instants."""
     shown = _choose(run)
-    times, remarks = _instants(run, shown)
+    times, remarks = _instants(run)
     of_node = _rows_by_node(run, shown.nodes)
     looked = [_look(run, shown, of_node, at) for at in times]
     low, high = _range(run)
@@ -140,7 +139,7 @@ def _around(start: str, edges: Iterable[tuple[str, str]], count: int) -> list[st
     return list(found)
 
 
-def _instants(run: Run, shown: _Shown) -> tuple[list[float], tuple[str, ...]]:
+def _instants(run: Run) -> tuple[list[float], tuple[str, ...]]:
     """When the last node mixed each round, and as faults begin and end; thinned where too many."""
     last: dict[int, float] = {}
     for row in run.rows:
@@ -148,13 +147,11 @@ def _instants(run: Run, shown: _Shown) -> tuple[list[float], tuple[str, ...]]:
     rounds = sorted(set(last.values()))
     if not rounds:
         return [0.0], ()
-    least, most = _FRAMES
-    allowed = min(most, max(least, _CELLS_MAX // len(shown.nodes)))
     marks = {at for span in run.faults for at in (span.start, span.end) if at is not None}
     marks = {at for at in marks if at <= rounds[-1]}
-    if len(marks) > allowed // 3:
+    if len(marks) > _INSTANTS_MAX // 3:
         marks = set()
-    room = allowed - len(marks)
+    room = _INSTANTS_MAX - len(marks)
     if len(rounds) <= room:
         return sorted({*rounds, *marks}), ()
     step = (len(rounds) - 1) / (room - 1)

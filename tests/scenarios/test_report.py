@@ -256,6 +256,17 @@ def test_without_a_partition_the_graph_is_shown_as_it_ended() -> None:
     assert line["first"] == len(line["label"]) - 1
 
 
+def test_malicious_nodes_are_marked_and_in_no_mean() -> None:
+    run = structs.replace(a_run(nodes=30), attackers=("clinic-4",))
+    page = Page(html_report(run))
+    figures = json.loads(page.scripts[0])
+    assert {state[4] for state in figures["graph"]["timeline"]["state"]} == {"a"}
+    assert figures["accuracy"]["data"][-1]["name"] == "mean of 29 nodes"
+    words = " ".join(page.text.split())
+    assert "clinic-4 malicious" in words
+    assert "Diamonds: malicious nodes." in words
+
+
 def test_a_partition_in_words() -> None:
     words = " ".join(Page(html_report(a_run())).text.split())
     assert "clinic-0 against clinic-1, clinic-2, clinic-3." in words
