@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,8 +86,8 @@ class NodeRuntime:
         self._carry: dict[type, Callable[[Any], None]] = {
             ev.Send: self._send,
             ev.SendChunk: self._send_chunk,
-            ev.StoreChunk: self._store_chunk,
-            ev.DropPayload: lambda e: parts.spool.drop(e.member, e.root),
+            ev.StoreChunk: self._memory.store,
+            ev.DropPayload: self._memory.drop,
             ev.Dial: lambda e: self._links.dial(e.peer),
             ev.Hangup: lambda e: self._links.hangup(e.peer, e.why),
             ev.Train: self._train,
@@ -275,11 +276,6 @@ class NodeRuntime:
                 return as_bytes(replica.vector)[start : start + CHUNK_BYTES]
         return None
 
-    def _store_chunk(self, effect: ev.StoreChunk) -> None:
-        self.parts.spool.store(
-            effect.member, effect.root, effect.offset, effect.length, effect.data
-        )
-
     # ── learning ──
 
     def _learn(self, job: Callable[[], ev.Event]) -> None:
@@ -312,14 +308,15 @@ class NodeRuntime:
         self._paced(lambda: self._work.run(lambda: self._learner.encode(effect), done))
 
     def _apply(self, effect: ev.Apply) -> None:
-        payload = self.parts.spool.take(effect.member, effect.root)
+        payload, rough = self._memory.take(effect)
 
         def done(applied: ev.Applied) -> None:
             self._memory.applied(effect.member, payload, ok=applied.ok)
             self.feed(applied)
             self._memory.stock(self._check)
 
-        self._check.run(lambda: self._learner.apply(effect, payload), done)
+        read = partial(self._learner.read, rough=rough)
+        self._check.run(lambda: self._learner.apply(effect, payload, read), done)
 
     def _forget(self, effect: ev.Forget) -> None:
         self._check.run(

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from node.errors import StorageError
 from node.learning.rules import distance
-from node.learning.vector import as_bytes
+from node.learning.vector import as_bytes, squares
 
 _SPOOL_ABOVE_BYTES: Final = 16 << 20
 _BLOCK: Final = 1 << 18  # floats: 1 MiB at a time
-_SUMMED: Final = 1 << 16  # floats whose squares are summed in float32
 
 
 class Anchor:
@@ -55,21 +54,15 @@ class Anchor:
         squares = (distance(vector[at], block) ** 2 for at, block in self._blocks())
         return float(sum(squares) ** 0.5)
 
-    def within(self, vector: Tensor, reach: float) -> bool:
+    def within(self, vector: Tensor, reach: float, rough: float | None = None) -> bool:
         """Whether ‖vector − x₀‖ ≤ reach. False for values that are not finite.
 
-        Where ‖vector‖ + ‖x₀‖ tells already, x₀ is not read. A block's sum of squares in float32 is
-        off by less than a hundredth (rounding of 2¹⁶ terms in any order: 2¹⁶ · 2⁻²⁴ of it), so
-        such a sum decides only where a hundredth more would not matter; too large for float32
-        it is infinite and decides nothing.
+        ``rough``: ``squares(vector)`` where it is known. Where ‖vector‖ + ‖x₀‖ tells already, x₀
+        is not read; as that sum may be off by a hundredth, it decides only where a hundredth more
+        would not matter, and where it is infinite it decides nothing.
         """
-        values = vector.numpy()
-        squares = 0.0
-        with np.errstate(over="ignore", invalid="ignore"):
-            for at in range(0, len(values), _SUMMED):
-                block = values[at : at + _SUMMED]
-                squares += float(np.dot(block, block))
-        if 1.01 * squares**0.5 + self.norm <= reach:
+        rough = squares(vector) if rough is None else rough
+        if 1.01 * rough**0.5 + self.norm <= reach:
             return True
         return self.distance(vector) <= reach
 

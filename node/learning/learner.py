@@ -20,6 +20,7 @@ from crypto.identity import NodeId
 from node.errors import (
     ConfigError,
     LocalProtocolError,
+    MalformedFrame,
     OutOfBounds,
     RemoteProtocolError,
     StorageError,
@@ -39,6 +40,7 @@ from node.learning.vector import (
     from_buffer,
     initial_digest,
     schema_digest,
+    squares,
 )
 from node.types.events import (
     Applied,
@@ -223,14 +225,19 @@ class Learner:
         if header.model != header.root or header.root != effect.root:
             raise OutOfBounds("the payload's digest is not the model's that the header names")
 
-    def read(self, payload: memoryview) -> Tensor:
+    def read(self, payload: memoryview, rough: float | None = None) -> Tensor:
         """The model (P,) over ``payload``'s own memory, if it may become a replica.
 
+        ``rough``: its ``squares``, where somebody summed them while it came in; mostly the values
+        need not be looked at again then.
         Depends on the payload's bytes, the initial model and the settings alone. Raises
         RemoteProtocolError for a wrong length, values not finite, or a model out of bounds.
         """
         vector = self.codec.decode(payload, size=self.vector.size, base=None)
-        if self._reach and not self._anchor.within(vector, self._reach):
+        rough = squares(vector) if rough is None else rough
+        if not (math.isfinite(rough) or finite(vector)):
+            raise MalformedFrame("payload holds values that are not finite numbers")
+        if self._reach and not self._anchor.within(vector, self._reach, rough):
             away = self._anchor.distance(vector)
             raise OutOfBounds(f"norm bound: distance {away:.4g} from x₀, {self._reach:.4g} may")
         return vector

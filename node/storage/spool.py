@@ -46,8 +46,8 @@ class Spool:
 
     def store(
         self, member: NodeId, root: bytes, offset: int, length: int, data: bytes | memoryview
-    ) -> None:
-        """Copy verified bytes to their place in a payload of ``length`` bytes.
+    ) -> memoryview:
+        """Copy verified bytes to their place in a payload of ``length`` bytes: a view of it.
 
         Raises StorageError on a full disk, LocalProtocolError where the bytes do not fit.
         """
@@ -61,7 +61,9 @@ class Spool:
         size = len(data)
         if not 0 <= offset <= offset + size <= length:
             raise LocalProtocolError(f"bytes {offset} to {offset + size} of a payload of {length}")
-        payload[offset : offset + size] = data
+        place = memoryview(payload)[offset : offset + size]
+        place[:] = data
+        return place
 
     def take(self, member: NodeId, root: bytes) -> memoryview:
         """Hand the payload over: a writable view that owns its memory. The spool forgets it.

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from crypto.identity import NodeId
+from node.learning.vector import as_bytes, squares
 from node.runtime_memory import RECYCLED_BYTES, ReplicaMemory
 from node.storage.spool import Spool
+from node.types.events import Apply, DropPayload, StoreChunk
 
 A, B = b"a" * 32, b"b" * 32
 SIZE = RECYCLED_BYTES
@@ -37,6 +41,26 @@ def spool(tmp_path: Path) -> Spool:
 def arrive(spool: Spool, member: Any, size: int = SIZE) -> memoryview:
     spool.store(member, b"r" * 32, 0, size, b"x")
     return spool.take(member, b"r" * 32)
+
+
+def chunk(memory: ReplicaMemory, offset: int, values: torch.Tensor, length: int) -> None:
+    memory.store(StoreChunk(NodeId(A), b"r" * 32, offset, length, as_bytes(values)))
+
+
+def test_squares_are_known_of_a_payload_that_was_summed_as_a_whole(spool: Spool) -> None:
+    memory, vector = ReplicaMemory(spool, 40), torch.arange(10, dtype=torch.float32)
+    effect = Apply(NodeId(A), b"r" * 32, None)  # type: ignore[arg-type]
+    chunk(memory, 24, vector[6:], 40)
+    chunk(memory, 0, vector[:6], 40)
+    payload, rough = memory.take(effect)
+    assert bytes(payload) == bytes(as_bytes(vector))
+    assert rough == squares(vector) == 285.0
+    chunk(memory, 0, vector[:6], 40)
+    assert memory.take(effect)[1] is None, "a part of it says nothing of the rest"
+    chunk(memory, 0, vector[:6], 40)
+    memory.drop(DropPayload(NodeId(A), b"r" * 32))
+    chunk(memory, 24, vector[6:], 40)
+    assert memory.take(effect)[1] is None, "nor does what was dropped"
 
 
 def test_a_replica_in_use_is_never_written_over(spool: Spool) -> None:

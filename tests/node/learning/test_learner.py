@@ -21,7 +21,7 @@ from node.learning.codecs import CODECS
 from node.learning.learner import Learner
 from node.learning.sampling import batches, padded_width
 from node.learning.task import Table, Task
-from node.learning.vector import as_bytes
+from node.learning.vector import as_bytes, squares
 from node.types.events import Apply, Choose, Encode, Finalise, Mix, Rebase, Source
 from node.types.messages import INLINE_BYTES
 from node.types.settings import LearningSettings, SplitSettings
@@ -270,7 +270,7 @@ def test_what_is_not_finite_is_near_nothing(value):
     assert not anchor.within(moved, 1e30)
 
 
-@pytest.mark.parametrize("size", [1, 16_384, 131_072, 300_001])
+@pytest.mark.parametrize("size", [1, 16_384, 131_072, 300_001, 2_200_001])
 def test_a_payload_s_digests_are_those_of_the_whole_whatever_the_blocks(size):
     source = torch.randn(size, generator=torch.Generator().manual_seed(2))
     public = torch.zeros(size)
@@ -282,6 +282,47 @@ def test_a_payload_s_digests_are_those_of_the_whole_whatever_the_blocks(size):
     public[-1] = float("inf")
     with pytest.raises(OverflowError):
         CODECS["full"].encode(public, keyframe=True)
+
+
+@pytest.mark.parametrize("at", [0, 131_071, 1_100_000, 2_200_000])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_is_found_in_whichever_block(at, value):
+    source = torch.zeros(2_200_001)
+    source[at] = value
+    with pytest.raises(OverflowError):
+        CODECS["full"].encode(torch.zeros(2_200_001), keyframe=True, source=source)
+
+
+def test_finite_values_whose_squares_are_not_can_be_published():
+    source = torch.full((300_000,), 1e30)
+    payload = CODECS["full"].encode(torch.zeros(300_000), keyframe=True, source=source)
+    assert payload.leaves == leaf_digests(as_bytes(source))
+
+
+def test_squares_are_those_of_the_vector_to_a_hundredth():
+    vector = torch.randn(400_001, generator=torch.Generator().manual_seed(4))
+    exact = float(vector.double().square().sum())
+    assert squares(vector) == pytest.approx(exact, rel=0.01)
+    assert squares(as_bytes(vector)) == squares(vector)
+    assert squares(torch.full((4,), 1e30)) == float("inf")
+
+
+def apply_known(learner, effect, payload, rough):
+    return learner.apply(effect, payload, lambda data: learner.read(data, rough))
+
+
+def test_known_squares_decide_only_what_they_can(learners, header):
+    one, other = learners("digits", 2)
+    one.x.add_(1e4)  # beyond the bound
+    payload = publish(one)
+    data = bytearray(one.chunk(payload.root, 0, payload.length))
+    effect = Apply(one.me, payload.root, header(payload))
+    for rough in (None, squares(data), float("inf"), float("nan")):
+        assert "norm bound" in apply_known(other, effect, data, rough).why
+    values = torch.frombuffer(data, dtype=torch.float32)
+    values[3] = float("nan")
+    for rough in (None, squares(values), float("inf")):
+        assert "finite" in apply_known(other, effect, as_bytes(values), rough).why
 
 
 # ── resume ──────────────────────────────────────────────────────────────────────────────────
