@@ -193,12 +193,19 @@ class NodeRuntime:
         self._arm()
 
     def _arm(self) -> None:
+        at = self._core.next_wake()
         if self._timer is not None:
+            # one that rings early costs a Wake; every chunk puts the core's next one off
+            if at is not None and self._timer.when() <= at and not self._ended.done():
+                return
             self._timer.cancel()
             self._timer = None
-        at = self._core.next_wake()
         if at is not None and not self._ended.done():
-            self._timer = self._loop.call_at(at, self.feed, ev.Wake())
+            self._timer = self._loop.call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self.feed(ev.Wake())
 
     # ── what the transport tells ──
 
