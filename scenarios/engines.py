@@ -28,11 +28,12 @@ def check(scenario: Scenario, *, on: str = "simulation") -> None:
     from scenarios.prepare import found
 
     check_engine(on)
+    drawn = scenario.with_chaos()
     if on == "processes":
         from scenarios.processes import refuse
 
-        refuse(scenario)
-    found(scenario.with_chaos())
+        refuse(drawn)
+    found(drawn)
 
 
 def run(

@@ -123,9 +123,8 @@ def test_attacks_vary_and_none_is_what_they_are_compared_with(tmp_path: Path) ->
 def test_a_sweep_that_an_engine_cannot_run_is_refused_before_anything_starts(
     tmp_path: Path,
 ) -> None:
-    base = BASE.replace("link = { latency_ms = 30 }", 'reset = { a = "n0", b = "n1" }')
-    sweep = load_sweep(written(tmp_path, base=base))
-    with pytest.raises(ConfigError, match="processes cannot inject 'reset'"):
+    sweep = load_sweep(written(tmp_path, base=BASE + '[network]\ntransport = "mqtt"\n'))
+    with pytest.raises(ConfigError, match="processes run over tcp, not over mqtt"):
         run_sweep(sweep, tmp_path / "results", on="processes")
     assert not (tmp_path / "results").exists()
 
