@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from msgspec import structs
 from sims import failed, quadratic
 
 from crypto.hashing import leaf_digests, tree_digest
@@ -15,9 +16,10 @@ from node.learning.vector import as_bytes
 from node.protocol.frames import encode, encode_header
 from node.protocol.reading import Reader
 from node.types.messages import PRESENCE, Have, Header, Heads, SignedHeader
+from scenarios import memory as memory_module
 from scenarios.memory import Memory, Recent
 from scenarios.prepare import found
-from scenarios.simulation import simulate
+from scenarios.simulation import Simulation, simulate
 
 KEY = SigningKey.from_seed(b"k" * 32)
 HAVE = encode(Have(7, b"b" * 16, 3, True, ""))
@@ -166,3 +168,26 @@ def test_copies_that_the_network_damages_are_refused_one_by_one() -> None:
     assert not failed(run)
     refused = [node.rejections.get("malformed", 0) for node in run.nodes]
     assert sum(refused) > 20
+
+
+@pytest.mark.parametrize("dimension", [8, 20_000], ids=["inline", "in chunks"])
+def test_neighbours_hold_one_copy_of_a_model_and_verify_its_header_once(
+    dimension: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+    verify = memory_module.verify
+    monkeypatch.setattr(
+        memory_module, "verify", lambda *args: asked.append(args[3]) or verify(*args)
+    )
+    source = quadratic(rounds=3, mixing=0, topology='kind = "complete", nodes = 5')
+    task = structs.replace(source.settings.task, dimension=dimension)
+    scenario = structs.replace(source, settings=structs.replace(source.settings, task=task))
+    simulation = Simulation(found(scenario))
+    simulation.run()
+    assert [node.ended for node in simulation.nodes] == ["finished"] * 5
+    for owner in simulation.nodes:
+        held = [n.learner.replicas[owner.me] for n in simulation.nodes if n is not owner]
+        assert {replica.round for replica in held} == {3}
+        assert len({replica.vector.data_ptr() for replica in held}) == 1
+    assert len(asked) == len(set(asked)), "no signature is verified twice"
+    assert len(asked) >= 5 * 3
