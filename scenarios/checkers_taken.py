@@ -15,7 +15,7 @@ from crypto.purposes import HEADER
 from node.types.events import Apply, CoreState, Publishing, Receipt, Received
 from node.types.messages import Header
 from node.types.roster import Pins, Policy, Roster
-from scenarios.memory import Memory
+from scenarios.memory import FRAME_BYTES, Memory, Recent
 
 if TYPE_CHECKING:
     from node.learning.learner import Learner
@@ -64,6 +64,7 @@ class Taken:
         self._all, self._found = checkers, checkers.findings
         self._roster, self._pins, self._memory, self._ball = roster, pins, memory, ball
         self._last_round = policy.last_round
+        self._judged: Recent[bytes, tuple[bool, float]] = Recent(FRAME_BYTES)
         self._published: dict[NodeId, dict[Version, bytes]] = {m: {} for m in roster.members}
         self._newest: dict[NodeId, tuple[int, int]] = {}
         self._boots: dict[NodeId, tuple[int, int]] = {}  # newest incarnation, versions under it
@@ -170,17 +171,9 @@ class Taken:
 
     def _values(self, node: NodeId, header: Header, payload: Payload, at: float) -> None:
         """Finite, and within the norm bound: in float32 where that can tell."""
-        data = memoryview(payload).cast("B")
-        values = np.frombuffer(data[: len(data) // 4 * 4], "<f4")
-        ball = self._ball
-        square = math.nan
-        if ball is not None and len(ball.centre) == len(values):
-            with np.errstate(over="ignore", invalid="ignore"):
-                away = values - ball.centre
-                square = float(np.dot(away, away))
-            finite = math.isfinite(square) or bool(np.isfinite(values).all())
-        else:
-            finite = bool(np.isfinite(values).all())
+        whole, ball = bytes(payload), self._ball
+        known = self._judged.young.get(whole) or self._judged.again(whole, len(whole))
+        finite, square = known or self._judged.keep(whole, self._judge(whole), len(whole))
         finding = self._found["finite"]
         if not finding.held(finite):
             finding.fail(self._says(node, header, "values that are not finite"), at)
@@ -190,6 +183,17 @@ class Taken:
         if not self._found["bound"].held(norm <= _ROUNDING * ball.reach):
             said = f"a model {norm:.4g} from x₀, {ball.reach:.4g} may"
             self._found["bound"].fail(self._says(node, header, said), at)
+
+    def _judge(self, payload: bytes) -> tuple[bool, float]:
+        """Whether all is finite, and ‖x − x₀‖² where float32 can tell: of these bytes, for all."""
+        values = np.frombuffer(payload[: len(payload) // 4 * 4], "<f4")
+        ball, square = self._ball, math.nan
+        if ball is None or len(ball.centre) != len(values):
+            return bool(np.isfinite(values).all()), square
+        with np.errstate(over="ignore", invalid="ignore"):
+            away = values - ball.centre
+            square = float(np.dot(away, away))
+        return math.isfinite(square) or bool(np.isfinite(values).all()), square
 
     # ── what a node says that it took ──
 
