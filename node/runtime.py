@@ -53,8 +53,9 @@ class NodeRuntime:
     """Runs one node to its end. ``run`` once; everything it starts is gone when it returns.
 
     links: made by the caller, who may have wrapped them. sinks: get every event (see
-    node/status/progress.py). pad: seconds that n local steps take at least (engines that model a
-    slower machine). Raises the error that ended the node: StorageError for the disk, and so on.
+    node/status/progress.py). For engines: ``pad``, seconds that n local steps take at least (a
+    slower machine), and ``wall``, the wall clock in ms since 1970 (a clock that is off). Raises the
+    error that ended the node: StorageError for the disk, and so on.
     """
 
     def __init__(
@@ -64,12 +65,13 @@ class NodeRuntime:
         sinks: tuple[Sink, ...] = (),
         *,
         pad: Callable[[int], float] | None = None,
+        wall: Callable[[], int] = wall_ms,
     ) -> None:
         self.parts = parts
         self._core = parts.core
         self._learner = parts.learner
         self._links = links
-        self._pad = pad
+        self._pad, self._wall = pad, wall
         self._sinks = sinks
         self._inbox: deque[ev.Event] = deque()
         self._feeding = False
@@ -130,7 +132,7 @@ class NodeRuntime:
                 self._catch_signals()
             self._teller.ready()
             self._memory.stock(self._check)
-            self.feed(ev.Start(wall_ms()))
+            self.feed(ev.Start(self._wall()))
             ended = await self._ended
             return await self._finish(ended)
         except Exception as error:

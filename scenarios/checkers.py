@@ -45,6 +45,7 @@ class Checkers:
 
     pins: where payloads and frames are looked at. memory: reads and verifies, each bytes once.
     ball: the norm bound, if there is one. findings: by the keys of ``findings.INVARIANTS``.
+    late_s: how much later than it is due a node may wake, on a machine that has other work.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Checkers:
         memory: Memory | None = None,
         attackers: Iterable[NodeId] = (),
         ball: Ball | None = None,
+        late_s: float = 0.0,
     ) -> None:
         self._roster = roster
         self._attackers = frozenset(attackers)
@@ -63,7 +65,7 @@ class Checkers:
         self.published: dict[NodeId, Publishing] = {}  # the newest of each node
         memory = memory or Memory()
         self._taken = Taken(self, roster, policy, pins, memory=memory, ball=ball)
-        self._rounds = Rounds(self, roster, policy)
+        self._rounds = Rounds(self, roster, policy, late_s=late_s)
         self._disks = Disks(self, memory)
         self._lines = Lines(self, roster, pins, memory)
 

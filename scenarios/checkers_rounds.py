@@ -38,9 +38,11 @@ STARTS_MIN: Final = 3  # … and a new start from at least three members' models
 class Rounds:
     """Per node: where it stands, whom it may mix, how often it jumped."""
 
-    def __init__(self, checkers: Checkers, roster: Roster, policy: Policy) -> None:
+    def __init__(
+        self, checkers: Checkers, roster: Roster, policy: Policy, *, late_s: float
+    ) -> None:
         self._all, self._found = checkers, checkers.findings
-        self._roster, self._policy = roster, policy
+        self._roster, self._policy, self._late_s = roster, policy, late_s
         self._stood_until: dict[NodeId, float] = {}
         self._since_jump: dict[NodeId, int] = {}  # rounds mixed
         self._reached = 0  # the furthest round that an honest node has in hand
@@ -136,7 +138,7 @@ class Rounds:
         self._since_jump[node] = self._since_jump.get(node, JUMP_EVERY) + 1
         for source in notice.mixed:
             self._used[node, source.member] = notice.round
-        limit = self._policy.deadline_max_s + _SLACK_S
+        limit = self._policy.deadline_max_s + self._late_s + _SLACK_S
         stood = at - notice.waited_s <= self._stood_until.get(node, -math.inf)
         if not self._found["deadline"].held(stood or notice.waited_s <= limit):
             said = f"waited {notice.waited_s:.3f} s in round {notice.round}"

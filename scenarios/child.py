@@ -11,25 +11,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
-import json
-import os
-import struct
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from crypto.identity import NodeId
 from node.errors import GrapevineError
 
 if TYPE_CHECKING:
-    from node.runtime_links import TransportLinks
+    from node.runtime import NodeRuntime
+    from node.runtime_links import Links
+    from node.runtime_parts import Parts
+    from node.status.progress import Sink
+    from scenarios.weather import Weather
 
-# Vectors of every round are written down for the consensus distance: up to here they cost less
-# than the checkpoint that is written anyway.
-VECTOR_BYTES_MAX: Final = 1 << 20
-VECTORS: Final = "vectors.f32"
-TRAFFIC: Final = "traffic.jsonl"  # bytes by neighbour after each round, and at the end
+PRELOADED: Final = (
+    "node.runtime",
+    "scenarios.attacks_models",
+    "scenarios.attacks_wire",
+    "scenarios.disks",
+    "scenarios.faulty",
+    "scenarios.malicious",
+    "scenarios.witness",
+)
 
 
 def preload() -> None:
@@ -37,7 +42,7 @@ def preload() -> None:
     from node.learning.tasks import bare_task
     from node.types.settings import TaskSettings
 
-    for name in ("node.runtime", "scenarios.faulty"):
+    for name in PRELOADED:
         importlib.import_module(name)
     # torch itself imports half a second's worth (sympy) when the first model is made
     bare_task(TaskSettings(name="digits"), seed=0)
@@ -59,17 +64,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(node: Path, seed: int | None, plan: Path | None) -> None:
-    """As node.runtime.run_node, with the scenario between node and links."""
+    """As node.runtime.run_node, with the scenario between the node and the world."""
     import torch
 
     from node.runtime import NodeRuntime
-    from node.runtime_links import Links, tcp_links
+    from node.runtime_links import tcp_links
     from node.runtime_parts import assemble
     from node.status.progress import JsonLines, LogFile
     from node.strict import load_toml
     from node.types.settings import NodeSettings
-    from scenarios.faulty import FaultyLinks
     from scenarios.weather import Weather, read_plan
+    from scenarios.witness import Traffic, bear_witness
 
     settings = load_toml(node, NodeSettings)
     torch.set_num_threads(settings.threads)
@@ -77,15 +82,14 @@ def _run(node: Path, seed: int | None, plan: Path | None) -> None:
     log = LogFile(parts.directory.path / "log.jsonl")
     try:
         inner = tcp_links(parts)
-        links: Links = inner
-        pad = None
-        if plan is not None:
-            weather = Weather(read_plan(plan))
-            links = FaultyLinks(links, weather, parts.consortium.roster.name)
-            pad = weather.training_s
-        _write_vectors(parts.learner, node.parent / VECTORS)
-        traffic = _Traffic(inner, parts.consortium.roster.name, node.parent / TRAFFIC)
-        runtime = NodeRuntime(parts, links, (log, JsonLines(sys.stdout), traffic), pad=pad)
+        traffic = Traffic(inner, parts.consortium.roster.name, node.parent)
+        bear_witness(parts, node.parent)
+        # what this process says comes first: its log may be on a disk that is full
+        sinks = (_stamped(JsonLines(sys.stdout)), traffic, log)
+        if plan is None:
+            runtime = NodeRuntime(parts, inner, sinks)
+        else:
+            runtime = _exposed(parts, inner, sinks, Weather(read_plan(plan)))
         try:
             asyncio.run(runtime.run(handle_signals=True))
         finally:
@@ -95,36 +99,59 @@ def _run(node: Path, seed: int | None, plan: Path | None) -> None:
         parts.close()
 
 
-class _Traffic:
-    """Appends what went over each link since the process began: one object a round, and a last."""
+def _exposed(parts: Parts, inner: Links, sinks: tuple[Sink, ...], weather: Weather) -> NodeRuntime:
+    """The node with all that the scenario does to it: links, pace, clock, disk; or what it does."""
+    from node.runtime import NodeRuntime
+    from node.runtime_parts import wall_ms
+    from scenarios.disks import FullDisk
+    from scenarios.faulty import FaultyLinks
+    from scenarios.malicious import MaliciousLinks
 
-    def __init__(self, links: TransportLinks, name: Callable[[NodeId], str], path: Path) -> None:
-        self._links, self._name, self._path = links, name, path
+    plan = weather.plan
+    if plan.backups is not None:
+        _keep_backups(parts, Path(plan.backups))
+    disk = FullDisk(parts.directory)
+    network = FaultyLinks(inner, weather, parts.consortium.roster.name)
+    links = MaliciousLinks(network, parts, weather)
+    runtime = NodeRuntime(
+        parts,
+        links,
+        sinks,
+        pad=weather.training_s,
+        wall=lambda: max(0, wall_ms() + round(plan.skew_s * 1000)),
+    )
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        if event["event"] == "round":
-            self.write()
+    def changed() -> None:
+        try:
+            disk.set(weather.disk_full)
+            links.look()
+        except GrapevineError as error:  # what cannot be injected ends the run, it is not skipped
+            runtime.fail(error)
 
-    def write(self) -> None:
-        found = {self._name(peer): list(both) for peer, both in self._links.bytes_by_peer().items()}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"pid": os.getpid(), "links": found}) + "\n")
+    weather.listen(changed)
+    return runtime
 
 
-def _write_vectors(learner: Any, path: Path) -> None:
-    """Append the shared vector after every mixed round: round, length as u32, then floats."""
-    if learner.payload_bytes > VECTOR_BYTES_MAX:
-        return
-    mix = learner.mix
+def _keep_backups(parts: Parts, backups: Path) -> None:
+    """Keep the disk as it is after every checkpoint, on the thread that writes both it and the
+    journal: no commit comes between.
+    """
+    from node.storage import checkpoints
+    from scenarios.disks import keep_backup
 
-    def mix_and_write(effect: Any) -> Any:
-        mixed = mix(effect)
-        vector = learner.x.detach().cpu().numpy().astype("<f4").tobytes()
-        with path.open("ab") as file:
-            file.write(struct.pack("<II", effect.round, len(vector) // 4) + vector)
-        return mixed
+    save = checkpoints.save
 
-    learner.mix = mix_and_write
+    def save_and_keep(*arguments: Any) -> Path:
+        saved = save(*arguments)
+        keep_backup(parts.directory, backups)
+        return saved
+
+    checkpoints.save = save_and_keep  # type: ignore[assignment]
+
+
+def _stamped(sink: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """Adds when an event was told, by the clock that all processes of a machine share."""
+    return lambda event: sink({**event, "clock": time.monotonic()})
 
 
 if __name__ == "__main__":

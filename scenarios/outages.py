@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from node.errors import ConfigError
 from scenarios.faults import (
@@ -27,6 +27,7 @@ from scenarios.faults import (
 )
 from scenarios.network import SECOND
 from scenarios.record import FaultSpan
+from scenarios.spans import Spans
 
 if TYPE_CHECKING:
     from scenarios.simulation import Simulation
@@ -55,8 +56,7 @@ class Outages:
         self.mended: list[Mended] = []
         self.broken = 0  # the last round mixed anywhere when the first fault came
         self.notes: list[str] = []
-        self._spans: list[FaultSpan] = []
-        self._open: dict[tuple[str, str], int] = {}  # (kind, node) -> place of the open span
+        self._spans = Spans()
         self._partition: tuple[Partition, float] | None = None
         self._node = {node.name: node for node in simulation.nodes}
         self._carry_out = {
@@ -113,7 +113,7 @@ class Outages:
         return tuple(fault.label for fault in self._faults)
 
     def spans(self) -> tuple[FaultSpan, ...]:
-        return tuple(self._spans)
+        return self._spans.all()
 
     # ── in order ──
 
@@ -291,23 +291,7 @@ class Outages:
         self.mended.append(Mended(label, at, max(rounds.values(), default=0)))
 
     def _begin(self, fault: Fault, names: tuple[str, ...], what: str, *, key: str = "") -> None:
-        label = fault.name or f"{fault.kind}: {what}"
-        pairs = fault.pairs if isinstance(fault, Link) else ()
-        if isinstance(fault, Clog):
-            pairs = ((names[0], names[1]),)
-        span = FaultSpan(
-            kind=fault.kind,
-            nodes=names,
-            start=self._simulation.now,
-            label=label,
-            sides=fault.sides if isinstance(fault, Partition) else (),
-            one_way=isinstance(fault, Partition) and fault.one_way,
-            pairs=pairs,
-        )
-        self._open[fault.kind, key or names[0]] = len(self._spans)
-        self._spans.append(span)
+        self._spans.begin(fault, names, what, self._simulation.now, key=key)
 
     def _end(self, kind: str, name: str) -> None:
-        place = self._open.pop((kind, name), None)
-        if place is not None:
-            self._spans[place] = structs.replace(self._spans[place], end=self._simulation.now)
+        self._spans.end(kind, name, self._simulation.now)

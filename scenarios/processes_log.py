@@ -6,37 +6,42 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from msgspec import Struct
-
-from scenarios.faults import Fault
 from scenarios.founding import Seat
 from scenarios.nursery import Child
 
 _WORDS_MAX: Final = 300
 
 
-class Happened(Struct, frozen=True):
-    """A fault, when it happened, and the last round that any node had mixed by then."""
-
-    at: float  # seconds since the engine's start
-    fault: Fault
-    round: int
-
-
 class Life:
-    """One process of a node, from its start to its end."""
+    """One process of a node, from its start to its end. ``child`` None: it never came to be."""
 
-    def __init__(self, child: Child, started_at: float) -> None:
+    def __init__(self, child: Child | None) -> None:
         self.child = child
-        self.started_at = started_at  # seconds since the engine's start
-        self.killed_at: float | None = None  # by a fault of the scenario
+        self.killed = False  # by a fault of the scenario
+        self.disk_full = False  # a fault of the scenario made it so
         self.given_up = ""  # why the engine ended it
-        self.events: list[tuple[float, dict[str, Any]]] = []  # (heard at, event)
+        self.events: list[dict[str, Any]] = []
+
+    @property
+    def alive(self) -> bool:
+        return self.child is not None and self.child.code is None
+
+    @property
+    def out_of_space(self) -> bool:
+        """Whether it ended by itself, with the storage error, after its disk was made full."""
+        return self.disk_full and self.child is not None and self.child.code == 4
+
+    @property
+    def down(self) -> bool:
+        """Whether a fault ended it, so that a restart brings it back."""
+        return not self.alive and (self.killed or self.out_of_space)
 
     def origin(self) -> float:
-        """When the node's own clock was zero: its events are heard late, never early."""
-        waits = [heard - float(event["at"]) for heard, event in self.events if "at" in event]
-        return min(waits, default=self.started_at)
+        """When the node's own clock was zero, by the machine's: events are told late, never early.
+
+        0.0 for one that said nothing.
+        """
+        return min((e["clock"] - float(e["at"]) for e in self.events), default=0.0)
 
 
 class NodeLog:
@@ -48,19 +53,33 @@ class NodeLog:
         self.round = 0
         self.resumed = 0
         self.phase = ""
-        self.ready_s: float | None = None  # from the first start to "ready"
+        self.ready = False  # its newest process listens
         self.words: list[str] = []  # lines that are no events: what a process said as it failed
         self._path = seat.folder / "log.jsonl"
         self._offset = 0
         self._rest = b""
 
     @property
+    def life(self) -> Life:
+        return self.lives[-1]
+
+    @property
     def final(self) -> bool:
         """The model is made and written; the node only lingers."""
         return self.phase == "final" and (self.seat.state / "model.safetensors").exists()
 
-    def read(self, now: float) -> Iterator[dict[str, Any]]:
-        """Events printed since the last call; ``now``: seconds since the engine's start."""
+    def begin(self, child: Child | None) -> None:
+        """Another life; ``child``: its process."""
+        self.lives.append(Life(child))
+        self.ready = False
+
+    def events(self, kind: str) -> Iterator[dict[str, Any]]:
+        """All of a kind, over all lives."""
+        for life in self.lives:
+            yield from (event for event in life.events if event["event"] == kind)
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Events printed since the last call."""
         try:
             if self._path.stat().st_size == self._offset:
                 return
@@ -75,10 +94,10 @@ class NodeLog:
             event = self._event(line)
             if event is None:
                 continue
-            self.lives[-1].events.append((now, event))
+            self.life.events.append(event)
             match event["event"]:
-                case "ready" if self.ready_s is None:
-                    self.ready_s = now - self.lives[0].started_at
+                case "ready":
+                    self.ready = True
                 case "round":
                     self.round = max(self.round, int(event["round"]))
                 case "phase":
@@ -90,22 +109,25 @@ class NodeLog:
             event = json.loads(line)
         except ValueError:
             event = None
-        if isinstance(event, dict) and "event" in event and event.get("node") == self.seat.name:
+        if isinstance(event, dict) and "clock" in event and event.get("node") == self.seat.name:
             return event
         if line.strip():
             self.words.append(line.decode(errors="replace").strip())
         return None
 
     def ended(self) -> str:
-        life = self.lives[-1]
+        life = self.life
         if life.given_up:
             return f"failed: {life.given_up}"
-        if life.killed_at is not None:
+        if life.killed:
             return "killed"
-        for _, event in reversed(life.events):
+        if life.out_of_space:
+            return "failed: disk full (exit code 4)"
+        for event in reversed(life.events):
             if event["event"] in ("finished", "stopped"):
                 return str(event["event"])
             if event["event"] == "failed":
                 return f"failed: {event['why']}"
         said = " / ".join(self.words[-3:])[-_WORDS_MAX:]
-        return f"failed: exit code {life.child.code}" + (f": {said}" if said else "")
+        code = None if life.child is None else life.child.code
+        return f"failed: exit code {code}" + (f": {said}" if said else "")

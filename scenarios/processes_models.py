@@ -12,11 +12,11 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from scenarios.child import TRAFFIC, VECTORS
 from scenarios.founding import Founded, Seat
 from scenarios.measures import Groups, Sides, Spread
 from scenarios.processes_log import NodeLog
 from scenarios.record import DistanceRow, LinkRun, RoundRow
+from scenarios.witness import TRAFFIC, VECTORS
 
 
 class Distances(Struct, frozen=True):
@@ -97,7 +97,7 @@ def _spread(
 
 
 def vector_places(path: Path) -> Iterator[tuple[int, int, int]]:
-    """(round, offset, length) of the vectors that scenarios.child appends: two u32, then floats.
+    """(round, offset, length) of the vectors that scenarios.witness appends: two u32, then floats.
 
     What a process was writing when it was killed is left out.
     """

@@ -10,54 +10,46 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 import torch
-from msgspec import Struct, structs
+from msgspec import structs
 
-from crypto.identity import NodeId
 from node.learning.task import Part
-from node.types.events import Equivocation, Publishing, Received, RoundDone, Source
-from node.types.messages import SignedHeader
 from scenarios.baselines import baselines as train_baselines
-from scenarios.checkers import Checkers
 from scenarios.expectations import Evidence, Reconvergence, judge, reconvergence, remarks
-from scenarios.faults import Crash, Heal, Link, Partition, Restart, Slow
+from scenarios.faults import Crash, DiskFull, Fault, Restart
 from scenarios.founding import Founded
 from scenarios.measures import by_round
 from scenarios.partitions import partition_runs
 from scenarios.prepare import Founded as Prepared
-from scenarios.processes_log import Happened, NodeLog
+from scenarios.processes_checks import checks
+from scenarios.processes_fleet import Fleet
+from scenarios.processes_log import NodeLog
 from scenarios.processes_models import consensus, distances, final_vector, links
-from scenarios.record import Check, FaultSpan, Missed, NodeRun, RoundRow, Run
+from scenarios.processes_outages import Happened, ProcessOutages
+from scenarios.record import Check, Missed, NodeRun, RoundRow, Run
 
 T = TypeVar("T")
 
-# A timer of a process on a busy machine may fire this much late; the deadline itself is the core's.
-LATE_S: Final = 5.0
 _ROW: Final = tuple(RoundRow.__struct_fields__)
 
 
-def collect(
-    prepared: Prepared,
-    founded: Founded,
-    logs: Mapping[str, NodeLog],
-    happened: Sequence[Happened],
-    *,
-    setup_s: float,
-    wall_s: float,
-) -> Run:
+def collect(prepared: Prepared, founded: Founded, fleet: Fleet, *, setup_s: float) -> Run:
     """The Run, without baselines and expectations."""
     from scenarios.simulation import undisturbed
 
-    scenario, graph = prepared.scenario, prepared.scenario.graph
-    rows = sorted((row for log in logs.values() for row in _rows(log)), key=lambda row: row.at)
+    scenario, graph, logs = prepared.scenario, prepared.scenario.graph, fleet.logs
+    rows = [row for log in logs.values() for row in _rows(log, fleet.start)]
+    rows.sort(key=lambda row: row.at)
     nodes = tuple(_node(log, rows, prepared.parts[name]) for name, log in logs.items())
-    finished = [node for node in nodes if node.ended == "finished"]
-    vectors = {node.name: final_vector(logs[node.name].seat) for node in finished}
+    honest = [n.name for n in nodes if n.ended == "finished" and n.name not in scenario.attackers]
+    vectors = {name: final_vector(logs[name].seat) for name in honest}
     spread = consensus({name: v for name, v in vectors.items() if v is not None}, founded)
-    found = distances(logs, founded, rows, scenario.partitions)
+    trusted = {name: log for name, log in logs.items() if name not in scenario.attackers}
+    found = distances(trusted, founded, rows, scenario.partitions)
     # in simulation: real time has no second take
     free = _on_one_thread(lambda: undisturbed(scenario))
     rows = [structs.replace(row, distance=found.own.get((row.node, row.round))) for row in rows]
-    policy, faults = founded.consortium.policy, spans(happened)
+    policy, faults = founded.consortium.policy, fleet.outages.spans()
+    end = fleet.start + fleet.wall_s
     return Run(
         scenario=scenario.name,
         engine="processes",
@@ -75,22 +67,17 @@ def collect(
         distances_free=tuple(free.distances.items()) if free else (),
         consensus_distance=spread[0] if spread else None,
         consensus_relative=spread[1] if spread else None,
-        checks=checks(founded, logs, happened),
-        wall_s=wall_s,
+        checks=checks(prepared, founded, logs, fleet.outages.happened, start=fleet.start, end=end),
+        wall_s=fleet.wall_s,
         setup_s=setup_s,
         absent=tuple(node.name for node in nodes if node.ended != "finished"),
         task=scenario.settings.task.name,
+        attackers=scenario.attackers,
+        notes=fleet.outages.notes,
     )
 
 
-def judged(
-    run: Run,
-    prepared: Prepared,
-    happened: Sequence[Happened],
-    unhappened: Sequence[str],
-    *,
-    baselines: bool,
-) -> Run:
+def judged(run: Run, prepared: Prepared, outages: ProcessOutages, *, baselines: bool) -> Run:
     """The Run with baselines, and the scenario's expectations judged as on any engine."""
     scenario = prepared.scenario
     compared, baselines_s = None, None
@@ -98,11 +85,10 @@ def judged(
         begun = time.perf_counter()
         compared = _on_one_thread(lambda: train_baselines(scenario, prepared.parts))
         baselines_s = time.perf_counter() - begun
-    back = _reconvergence(run, happened)
-    down = {span.nodes[0] for span in run.faults if span.kind == "crash" and span.end is None}
+    back = _reconvergence(run, outages.happened)
     evidence = Evidence(
         nodes=run.nodes,
-        could_finish=tuple(node.name for node in run.nodes if node.name not in down),
+        could_finish=_could_finish(run, scenario.faults),
         distance=run.consensus_distance,
         relative=run.consensus_relative,
         baselines=compared,
@@ -110,15 +96,27 @@ def judged(
     )
     made = list(judge(scenario, evidence))
     if scenario.faults:
-        count, value = len(scenario.faults), ", ".join(unhappened) or len(scenario.faults)
+        unhappened, count = outages.unhappened, len(scenario.faults)
+        value = ", ".join(unhappened) or count
         made.append(Check("every event happened", not unhappened, value, count))
     return structs.replace(
         run,
         baselines=compared,
         baselines_s=baselines_s,
         checks=(*made, *run.checks),
-        notes=(*run.notes, *remarks(back)),
+        notes=(*remarks(back), *run.notes),
     )
+
+
+def _could_finish(run: Run, faults: Sequence[Fault]) -> tuple[str, ...]:
+    """Nodes that no fault left down at the end."""
+    down: set[str] = set()
+    for fault in faults:
+        if isinstance(fault, Crash | DiskFull):
+            down.update(fault.nodes)
+        elif isinstance(fault, Restart):
+            down.difference_update(fault.nodes)
+    return tuple(node.name for node in run.nodes if node.name not in down)
 
 
 def _on_one_thread(work: Callable[[], T]) -> T:
@@ -143,11 +141,11 @@ def _reconvergence(run: Run, happened: Sequence[Happened]) -> Reconvergence | No
     )
 
 
-def _rows(log: NodeLog) -> Iterator[RoundRow]:
-    """Every round mixed, with times since the engine's start."""
+def _rows(log: NodeLog, start: float) -> Iterator[RoundRow]:
+    """Every round mixed, with times since ``start``."""
     for life in log.lives:
-        origin = life.origin()
-        for _, event in life.events:
+        origin = life.origin() - start
+        for event in life.events:
             if event["event"] == "round":
                 yield _row(event, origin)
 
@@ -208,21 +206,21 @@ def _result(path: Path) -> NodeRun | None:
 def _total(log: NodeLog, key: str) -> int:
     """Over all lives: each process counts from nought."""
     per_life = (
-        max((int(e[key]) for _, e in life.events if e["event"] == "round"), default=0)
+        max((int(e[key]) for e in life.events if e["event"] == "round"), default=0)
         for life in log.lives
     )
     return sum(per_life)
 
 
 def _jumps(log: NodeLog) -> int:
-    return sum(e["event"] == "jumped" for life in log.lives for _, e in life.events)
+    return sum(1 for _ in log.events("jumped"))
 
 
 def _rejections(log: NodeLog) -> dict[str, int]:
     counts: dict[str, int] = {}
     for life in log.lives:
         newest: dict[tuple[str, str], int] = {}
-        for _, event in life.events:
+        for event in life.events:
             if event["event"] == "rejected":
                 newest[event["peer"], event["reason"]] = int(event["count"])
         for (_, reason), count in newest.items():
@@ -237,143 +235,3 @@ def _missed(rows: Sequence[RoundRow]) -> tuple[Missed, ...]:
             before = found.get(peer, Missed(peer, 0, row.round, row.round, why))
             found[peer] = Missed(peer, before.rounds + 1, before.first, row.round, why)
     return tuple(found.values())
-
-
-# ── faults and checks ───────────────────────────────────────────────────────────────────────────
-
-
-def spans(happened: Sequence[Happened]) -> tuple[FaultSpan, ...]:
-    """Faults as spans: a heal ends the partition, a restart the crash."""
-    made: list[FaultSpan] = []
-    for one in happened:
-        at, fault = one.at, one.fault
-        nodes: tuple[str, ...] = ()
-        sides: tuple[tuple[str, ...], ...] = ()
-        pairs: tuple[tuple[str, str], ...] = ()
-        match fault:
-            case Heal():
-                made = [_closed(s, at) if s.kind == "partition" else s for s in made]
-                continue
-            case Restart():
-                back = set(fault.nodes)
-                made = [
-                    _closed(s, at) if s.kind == "crash" and set(s.nodes) <= back else s
-                    for s in made
-                ]
-                continue
-            case Partition():
-                nodes = tuple(name for side in fault.sides for name in side)
-                sides = fault.sides
-            case Crash() | Slow():
-                nodes = fault.nodes
-            case Link():
-                nodes = tuple(sorted({name for pair in fault.pairs for name in pair}))
-                pairs = fault.pairs
-        if isinstance(fault, Crash):
-            made += [
-                FaultSpan(kind="crash", nodes=(name,), start=at, label=f"{name} killed")
-                for name in nodes
-            ]
-        else:
-            made.append(
-                FaultSpan(
-                    kind=fault.kind,
-                    nodes=nodes,
-                    start=at,
-                    label=fault.label,
-                    sides=sides,
-                    pairs=pairs,
-                )
-            )
-    return tuple(made)
-
-
-def _closed(span: FaultSpan, at: float) -> FaultSpan:
-    return structs.replace(span, end=at) if span.end is None else span
-
-
-def checks(
-    founded: Founded, logs: Mapping[str, NodeLog], happened: Sequence[Happened]
-) -> tuple[Check, ...]:
-    """What must hold of any run, as far as it shows from outside the processes."""
-    policy, roster = founded.consortium.policy, founded.consortium.roster
-    waited = [e["waited_s"] for log in logs.values() for e in _events(log, "round")]
-    limit, longest = policy.deadline_max_s + LATE_S, max(waited, default=0.0)
-    made = Check("nobody waits longer than the deadline", longest <= limit, longest, limit)
-    watching = Checkers(roster, policy)
-    ids = {member.name: member.id for member in roster.members.values()}
-    rounds: dict[str, int] = {}
-    cut_at = at_end = 0.0
-    for at, who, what in _timeline(logs, happened):
-        at_end = at
-        if isinstance(what, Happened):
-            if isinstance(what.fault, Partition):
-                watching.cut(what.fault, at, rounds)
-                cut_at = at
-            elif isinstance(what.fault, Heal):
-                watching.healed(at, rounds, long=at - cut_at > 2 * limit)
-            continue
-        if what["event"] == "round":
-            rounds[who] = what["round"]
-        notice = _notice(what, ids)
-        if notice is not None:
-            watching.notice(ids[who], notice, at)
-    watching.end(at_end)
-    found = watching.findings
-    always = [found[key] for key in ("unique", "grow", "replayed", "accused")]
-    seen = [found[key] for key in ("sides", "meet") if found[key].seen]
-    return (made, *(finding.check() for finding in (*always, *seen)))
-
-
-def _timeline(
-    logs: Mapping[str, NodeLog], happened: Sequence[Happened]
-) -> list[tuple[float, str, Any]]:
-    """Everything heard and done, in order: (seconds since the start, node, event or fault)."""
-    told: list[tuple[float, str, Any]] = [(one.at, "", one) for one in happened]
-    for name, log in logs.items():
-        for life in log.lives:
-            origin = life.origin()
-            told += [(origin + float(event["at"]), name, event) for _, event in life.events]
-    return sorted(told, key=lambda one: one[0])
-
-
-def _events(log: NodeLog, kind: str) -> Iterator[dict[str, Any]]:
-    for life in log.lives:
-        for _, event in life.events:
-            if event["event"] == kind:
-                yield event
-
-
-class _Version(Struct):
-    incarnation: int
-    boot_id: str
-    version: int
-    round: int
-    model: str
-
-
-def _notice(
-    event: Mapping[str, Any], ids: Mapping[str, NodeId]
-) -> Publishing | Received | Equivocation | RoundDone | None:
-    kind = event["event"]
-    if kind == "round":
-        return RoundDone(
-            round=event["round"],
-            mixed=tuple(Source(ids[peer], 0.0, 0) for peer in event["mixed"]),
-            missing=(),
-            own_weight=1.0,
-            loss=None,
-            waited_s=event["waited_s"],
-            half_edges=0,
-            late=0,
-            alone=event["alone"],
-            kept_own="",
-        )
-    if kind == "equivocation":
-        proof = [SignedHeader(bytes.fromhex(h), bytes.fromhex(s)) for h, s in event["proof"]]
-        return Equivocation(ids[event["peer"]], proof[0], proof[1])
-    if kind not in ("publishing", "received"):
-        return None
-    plain = {key: event[key] for key in _Version.__struct_fields__}
-    plain |= {key: bytes.fromhex(plain[key]) for key in ("boot_id", "model")}
-    return Publishing(**plain) if kind == "publishing" else Received(ids[event["peer"]], **plain)

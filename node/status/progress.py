@@ -219,8 +219,10 @@ class LogFile:
             raise StorageError(f"{self._path}: cannot be written: {error.strerror}") from None
 
     def close(self) -> None:
+        """What could not be written was an error when it was; it is not one again."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
             self._file = None
 
 

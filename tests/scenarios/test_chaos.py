@@ -14,7 +14,6 @@ from scenarios.attacks import attacks
 from scenarios.events import check_sequence
 from scenarios.explore import explore
 from scenarios.faults import Attack, Fault
-from scenarios.processes import run_processes
 from scenarios.settings import Scenario, load_scenario, parse_scenario, shortest_s
 from scenarios.simulation import simulate
 
@@ -145,9 +144,3 @@ def test_chaos_needs_a_known_length_of_a_round() -> None:
     head = HEAD.replace("local_steps = 2", "local_epochs = 1")
     with pytest.raises(ConfigError, match=r"needs 'learning.local_steps'"):
         parse_scenario(head + "[chaos]\n", source="t.toml")
-
-
-def test_processes_refuse_chaos() -> None:
-    scenario = parse_scenario(HEAD + "[chaos]\n", source="t.toml")
-    with pytest.raises(ConfigError, match=r"\[chaos\]: processes cannot inject"):
-        run_processes(scenario, baselines=False)

@@ -178,28 +178,3 @@ def test_a_skewed_clock_starts_its_node_at_another_time() -> None:
 
     assert begun(text) > 3
     assert 1 < begun(skewed) < 3
-
-
-@pytest.mark.parametrize(
-    ("what", "said"),
-    [
-        ('partition = [["n[01]"], ["n[234]"]]\none_way = true', "a one-way 'partition'"),
-        ('pause = "n1"', "'pause'"),
-        ("link = { corrupt = 0.1 }", "'link' with corrupt"),
-        ("clog = {}", "'clog'"),
-        ("reset = {}", "'reset'"),
-        ('disk_full = "n1"', "'disk_full'"),
-        ('clock_skew = { nodes = "n1", offset_s = 3 }', "'clock_skew'"),
-    ],
-)
-def test_what_processes_cannot_inject_they_refuse_by_name(what: str, said: str) -> None:
-    end = event("0.5s", 'resume = "n1"') if "pause" in what else ""
-    with pytest.raises(ConfigError) as error:
-        run_processes(quadratic(event("0.4s", what) + end), baselines=False)
-    assert f"processes cannot inject {said}; simulation can" in str(error.value)
-
-
-def test_processes_refuse_a_restart_from_a_backup() -> None:
-    text = event("0.3s", 'crash = "n1"') + event("0.5s", 'restart = "n1"\ndisk = "backup"')
-    with pytest.raises(ConfigError, match="'restart' with disk = 'backup'"):
-        run_processes(quadratic(text), baselines=False)

@@ -205,7 +205,7 @@ def test_a_node_that_cannot_start_ends_the_run_with_its_reason(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        launch = processes_fleet.Fleet._launch
+        launch = processes_fleet.Fleet.launch
 
         def occupied(self: processes_fleet.Fleet, name: str) -> None:
             path = self.founded.seats[name].node_toml
@@ -214,7 +214,7 @@ def test_a_node_that_cannot_start_ends_the_run_with_its_reason(
                 path.write_text(path.read_text().replace(old, f":{port}"))
             launch(self, name)
 
-        monkeypatch.setattr(processes_fleet.Fleet, "_launch", occupied)
+        monkeypatch.setattr(processes_fleet.Fleet, "launch", occupied)
         run = run_it(scenario(), directory=tmp_path / "run", baselines=False)
     assert not run.ok
     assert "in use" in node_of(run, "n1").ended
