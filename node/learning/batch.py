@@ -25,6 +25,8 @@ from node.learning.task import Rows, Table
 from node.types.events import Mix, Mixed, Trained
 
 T = TypeVar("T")
+# padded rows of tables that all learners of a call have in common, by the table's identity
+Tests = dict[int, tuple[Tensor, Tensor, Tensor]]
 
 # Stacks that outgrow the processor's caches are slower, model for model: 32 digits models with
 # gradients, momentum and a few batches are about 2 MB.
@@ -108,11 +110,12 @@ def evaluate_batch(learners: Sequence[Learner]) -> list[Metrics]:
             figures[index] = {"alone": learner.evaluate()}
         else:
             stacked.append((index, learner, made))
+    common: Tests = {}
     for group in _groups(stacked, lambda item: (item[2].key, _shape(item[1]))):
         for some in _chunks(group, group[0][1]):
             models = _stack([learner.vector.flat.detach() for _, learner, _ in some])
             for prefix in ("", "own_"):
-                _evaluate(some, models, prefix, figures)
+                _evaluate(some, models, prefix, figures, common)
     return [found.get("alone") or Metrics(**found) for found in figures]
 
 
@@ -213,6 +216,7 @@ def _evaluate(
     models: Tensor,
     prefix: str,
     figures: list[dict[str, Any]],
+    common: Tests,
 ) -> None:
     """Fill in the figures on the common ("") or own ("own_") test rows.
 
@@ -229,40 +233,44 @@ def _evaluate(
     for alike in _groups(tests, lambda item: id(item[1]) if shared else padded(len(item[1]))):
         chosen = [row for row, _ in alike]
         stack = models if len(chosen) == len(models) else models[chosen]
-        x, y, w = _tests([table for _, table in alike], padded(len(alike[0][1])), shared=shared)
+        kinds = [table for _, table in alike[: 1 if shared else None]]
+        found = common.get(id(kinds[0])) if shared else None
+        x, y, w = found or _tests(kinds, padded(len(kinds[0])))
+        if shared:
+            common[id(kinds[0])] = (x, y, w)
+            x, y, w = x[0], y.expand(len(alike), -1), w.expand(len(alike), -1)
         first = some[chosen[0]]
         with torch.inference_mode():
             outputs = first[2].outputs(stack, x)
-            losses = first[2].losses(outputs, y, w).tolist()
-        classes = first[1].task.metric != "loss"
+            lost, chose = first[2].judge(outputs, y, w)
+            losses = lost.tolist()
+        if first[1].task.metric == "loss":
+            chose = None
         right: list[int] = []
-        if classes:
-            right = ((outputs.argmax(2) == y) & (w > 0)).sum(1).tolist()
+        if chose is not None:
+            right = ((chose == y) & (w > 0)).sum(1).tolist()
         for place, (row, table) in enumerate(alike):
             count = len(table)
-            found: dict[str, Any] = {"rows": count, "loss": losses[place]}
-            if classes:
-                found["correct"] = right[place]
-                found["accuracy"] = right[place] / count
+            figure: dict[str, Any] = {"rows": count, "loss": losses[place]}
+            if chose is not None:
+                figure["correct"] = right[place]
+                figure["accuracy"] = right[place] / count
                 values = metrics.scores(outputs[place, :count])
                 if values is not None:
-                    found["auroc"] = metrics.auroc(values, table.y)
-            figures[some[row][0]] |= {prefix + key: value for key, value in found.items()}
+                    figure["auroc"] = metrics.auroc(values, table.y)
+            figures[some[row][0]] |= {prefix + key: value for key, value in figure.items()}
 
 
-def _tests(tables: Sequence[Table], size: int, *, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of test tables, padded to ``size``: x ((n,) size, …), y and weights (n, size)."""
-    kinds = tables[:1] if shared else tables
-    x = torch.zeros((len(kinds), size, *tables[0].x.shape[1:]))
-    y = torch.zeros((len(kinds), size), dtype=tables[0].y.dtype)
-    w = torch.zeros((len(kinds), size))
-    for row, table in enumerate(kinds):
+def _tests(tables: Sequence[Table], size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of test tables, padded to ``size``: x (n, size, …), y and weights (n, size)."""
+    x = torch.zeros((len(tables), size, *tables[0].x.shape[1:]))
+    y = torch.zeros((len(tables), size), dtype=tables[0].y.dtype)
+    w = torch.zeros((len(tables), size))
+    for row, table in enumerate(tables):
         x[row, : len(table)] = table.x
         y[row, : len(table)] = table.y
         w[row, : len(table)] = 1 / len(table)
-    if not shared:
-        return x, y, w
-    return x[0], y.expand(len(tables), size), w.expand(len(tables), size)
+    return x, y, w
 
 
 def _stackable(learner: Learner) -> Kernel | None:

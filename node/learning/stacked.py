@@ -49,8 +49,11 @@ class Kernel(ABC):
         """models: (n, D), x: (n, rows, …) or (rows, …) for all alike. Returns (n, rows, …)."""
 
     @abstractmethod
-    def losses(self, outputs: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        """The loss of each model (n,) from ``outputs``; y and w: (n, rows) as in gradients."""
+    def judge(self, outputs: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The loss of each model (n,) from ``outputs``, and the classes (n, rows) they choose.
+
+        y and w: (n, rows) as in gradients. No classes where the task has none.
+        """
 
 
 class Mlp(Kernel):
@@ -84,11 +87,12 @@ class Mlp(Kernel):
 
     def gradients(self, models: Tensor, into: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         values = self._forward(models, x)
-        logs = values.pop().log_softmax(2)
-        labels = y.unsqueeze(2)
-        losses = -(logs.gather(2, labels).squeeze(2) * w).sum(1)
+        outputs, labels = values.pop(), y.unsqueeze(2)
+        powers, sums, logs, _ = _softmax(outputs)
+        losses = ((logs - outputs.gather(2, labels)).squeeze(2) * w).sum(1)
         # of softmax and cross-entropy together: w (p − 1[y])
-        slope = logs.exp_().scatter_add_(2, labels, torch.full_like(w, -1.0).unsqueeze(2))
+        slope = powers.div_(sums)
+        slope.scatter_add_(2, labels, torch.full_like(w, -1.0).unsqueeze(2))
         slope.mul_(w.unsqueeze(2))
         for layer in reversed(range(len(self.layers))):
             matrix, bias = self._weights(into, layer)
@@ -106,9 +110,20 @@ class Mlp(Kernel):
         x = x if x.ndim == 3 else x.expand(models.shape[0], *x.shape)
         return self._forward(models, x)[-1]
 
-    def losses(self, outputs: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        logs = outputs.log_softmax(2)
-        return -(logs.gather(2, y.unsqueeze(2)).squeeze(2) * w).sum(1)
+    def judge(self, outputs: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor | None]:
+        _, _, logs, classes = _softmax(outputs)
+        return ((logs - outputs.gather(2, y.unsqueeze(2))).squeeze(2) * w).sum(1), classes
+
+
+def _softmax(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each row (n, rows, classes): e^(o−max), its sum, log Σ e^o, and where the maximum is.
+
+    torch's own log_softmax takes three times as long where there are few classes.
+    """
+    most, classes = outputs.max(2, keepdim=True)
+    powers = (outputs - most).exp_()
+    sums = powers.sum(2, keepdim=True)
+    return powers, sums, sums.log().add_(most), classes.squeeze(2)
 
 
 class Point(Kernel):
@@ -129,8 +144,8 @@ class Point(Kernel):
         away = models[:, : minimum.shape[-1]].unsqueeze(1) - minimum
         return 0.5 * (curvature * away.square()).sum(2)
 
-    def losses(self, outputs: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        return (outputs * w).sum(1)
+    def judge(self, outputs: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor | None]:
+        return (outputs * w).sum(1), None
 
 
 def kernel(learner: Learner) -> Kernel | None:

@@ -251,3 +251,25 @@ def test_mixes_that_are_alike_are_worked_out_together(learners, header, monkeypa
     mix_batch(jobs)
     sizes = sorted(own.numel() // jobs[0][0].vector.size for own in made)
     assert sizes == [1, 8], "the one that lacks a neighbour is done alone"
+
+
+def test_a_task_measured_by_its_loss_has_no_accuracy():
+    def make():
+        task = sequential(nn.Linear(6, 3))
+        task.metric = "loss"
+        return Learner(task, LearningSettings(local_steps=1), me=b"m" * 32, seed=1)
+
+    (found,) = evaluate_batch([make()])
+    expected = make().evaluate()
+    assert found.accuracy is expected.accuracy is None
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+
+
+def test_of_equal_outputs_the_first_class_is_chosen_as_by_one_model_alone():
+    task = sequential(nn.Linear(6, 3))
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            parameter.zero_()
+    node = Learner(task, LearningSettings(local_steps=1), me=b"m" * 32, seed=1)
+    (found,) = evaluate_batch([node])
+    assert found.correct == node.evaluate().correct == int((task.test.y == 0).sum())
