@@ -105,7 +105,7 @@ def keep_backup(directory: StateDirectory, backups: Path) -> None:
             # linked, not copied: checkpoints and candidates are replaced, never written again
             shutil.copytree(path, draft / path.name, copy_function=os.link)
         else:
-            os.link(path, draft / path.name)
+            shutil.copyfile(path, draft / path.name)
     with contextlib.closing(sqlite3.connect(directory.journal)) as journal:
         journal.execute("VACUUM INTO ?", (str(draft / directory.journal.name),))
     draft.rename(backups / f"{number:06d}")

@@ -118,8 +118,9 @@ while True:
 """
 
 
+@pytest.mark.parametrize("paused", [False, True])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_nobody_outlives_the_engine(tmp_path: Path, how: signal.Signals) -> None:
+def test_nobody_outlives_the_engine(tmp_path: Path, how: signal.Signals, paused: bool) -> None:
     (tmp_path / "gv_target.py").write_text(TARGET)
     (tmp_path / "engine.py").write_text(ENGINE)
     log = tmp_path / "child.log"
@@ -131,6 +132,8 @@ def test_nobody_outlives_the_engine(tmp_path: Path, how: signal.Signals) -> None
         stderr=subprocess.DEVNULL,
     )
     child = int(until_said(log, "child").split()[1])
+    if paused:
+        os.kill(child, signal.SIGSTOP)
     engine.send_signal(how)
     engine.wait(PATIENCE_S)
     end = time.monotonic() + PATIENCE_S
