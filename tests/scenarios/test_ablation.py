@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,12 @@ def test_what_is_taken_out_is_caught_and_what_is_whole_is_not(name: str) -> None
     print(f"{name}: seed {seed} of {guard.scenario}, by '{INVARIANTS[guard.caught_by][0]}'")
     outcome = whole(guard.scenario, seed)
     assert outcome.ok, f"grapevine run {guard.scenario} --seed {seed}: {outcome.why}"
+
+
+def test_the_table_in_the_docs_has_every_safeguard_and_its_checker() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "design.md").read_text(encoding="utf-8")
+    for name, guard in SAFEGUARDS.items():
+        assert f"| {name} | {guard.protects} | {INVARIANTS[guard.caught_by][0]} |" in text
 
 
 def test_without_its_checker_a_missing_safeguard_goes_unnoticed_by_it() -> None:

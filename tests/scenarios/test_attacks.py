@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sims import failed, quadratic
+from msgspec import convert, structs
+from sims import QUADRATIC, failed, quadratic
 
 from node.errors import ConfigError
 from scenarios.attacks import attacks
 from scenarios.record import Run, result
-from scenarios.settings import Scenario, parse_scenario
+from scenarios.settings import Scenario, check_scenario, load_scenario, parse_scenario
+from scenarios.shrink import Shrinker
 from scenarios.simulation import simulate
+from scenarios.vocabulary import EventSettings
+from scenarios.written import event_tables
 
 REGULAR = 'kind = "regular", nodes = 6, degree = 3, seed = 1'
 # what the honest neighbours must have counted against whom; nothing: it looks like a member
@@ -100,8 +104,6 @@ def test_a_function_or_a_class_of_a_file_attacks(tmp_path: Path) -> None:
 
 
 def _beside(folder: Path, text: str) -> Scenario:
-    from sims import QUADRATIC
-
     head = QUADRATIC.format(topology=REGULAR, rounds=10, mixing=4)
     return parse_scenario(head + text, source="quadratic.toml", base=folder)
 
@@ -137,3 +139,28 @@ def test_a_file_without_that_function_is_refused_and_not_run(tmp_path: Path) -> 
     (tmp_path / "mine.py").write_text("def lie(:\n")
     with pytest.raises(ConfigError, match="cannot be read"):
         _beside(tmp_path, event("1s", "mine.py:lie"))
+
+
+def test_what_chaos_draws_is_written_out_as_events_that_draw_the_same_run() -> None:
+    chaos = load_scenario("chaos")
+    seed = next(s for s in range(100) if len(chaos.with_seed(s).with_chaos().attackers))
+    drawn = chaos.with_seed(seed).with_chaos()
+    settings = structs.replace(
+        drawn.settings,
+        chaos=None,
+        event=tuple(convert(table, EventSettings) for table in event_tables(drawn.faults)),
+    )
+    written = check_scenario(settings, source="written.toml")
+    assert written.attackers == drawn.attackers
+    assert simulate(written).trace_hash == simulate(chaos, seed=seed).trace_hash
+
+
+def test_shrinking_leaves_the_attack_that_a_failure_needs(tmp_path: Path) -> None:
+    slow = '[[event]]\nat = "400ms"\nslow = { nodes = "n2", factor = 2 }\n'
+    text = QUADRATIC.format(topology=REGULAR, rounds=10, mixing=4)
+    text += event("150ms", "zero") + event("300ms", "none") + slow
+    text += "[expect]\nfinished_min = 6\n"  # one of them attacks: five at most
+    scenario = parse_scenario(text, source="t.toml")
+    found = Shrinker(text, scenario, 0, base=tmp_path).shrink()
+    assert found.after == 1
+    assert 'attack = "zero"' in found.text
