@@ -104,7 +104,7 @@ def _figures(runs: Sequence[Run]) -> str:
         elif len(values) == 1:
             columns.append(f"{values[0]:{width}.{digits}{'f' if digits == 4 else 'e'}}")
         else:
-            spread = f"±{max(values) - min(values):.3f}" if digits == 4 else _geometric(values)
+            spread = f"Δ{max(values) - min(values):.3f}" if digits == 4 else _geometric(values)
             columns.append(f"{spread:>{width}}")
     return "".join(columns)
 
