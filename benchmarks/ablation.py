@@ -22,9 +22,9 @@ def main() -> int:
     options = parser.parse_args()
 
     import scenarios.simulation  # noqa: F401  (and torch with it, before the fork)
-    from scenarios.ablation import SAFEGUARDS, safeguard
+    from scenarios.ablation.safeguards import SAFEGUARDS, safeguard
+    from scenarios.checkers.findings import INVARIANTS
     from scenarios.explore import run_seed
-    from scenarios.findings import INVARIANTS
     from scenarios.settings import load_scenario
     from scenarios.workers import spread
 

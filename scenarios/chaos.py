@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from node.errors import ConfigError
 from node.types.settings import Positive
-from scenarios.attacks import attacks, check_attack
+from scenarios.attacks.attacker import attacks, check_attack
 from scenarios.faults import (
     NONE,
     Attack,

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 PRELOADED: Final = (
     "node.runtime",
-    "scenarios.attacks_models",
-    "scenarios.attacks_wire",
+    "scenarios.attacks.models",
+    "scenarios.attacks.wire",
     "scenarios.disks",
     "scenarios.faulty",
-    "scenarios.malicious",
+    "scenarios.attacks.malicious",
     "scenarios.witness",
 )
 
@@ -103,9 +103,9 @@ def _exposed(parts: Parts, inner: Links, sinks: tuple[Sink, ...], weather: Weath
     """The node with all that the scenario does to it: links, pace, clock, disk; or what it does."""
     from node.runtime import NodeRuntime
     from node.runtime_parts import wall_ms
+    from scenarios.attacks.malicious import MaliciousLinks
     from scenarios.disks import FullDisk
     from scenarios.faulty import FaultyLinks
-    from scenarios.malicious import MaliciousLinks
 
     plan = weather.plan
     if plan.backups is not None:

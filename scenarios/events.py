@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from node.errors import ConfigError
-from scenarios.attacks import check_attack
+from scenarios.attacks.attacker import check_attack
 from scenarios.faults import (
     Attack,
     ClockSkew,

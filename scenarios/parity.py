@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scenarios.findings import INVARIANTS
+from scenarios.checkers.findings import INVARIANTS
 from scenarios.record import Check, Run
 
 # Shown only where there was something to look at: time decides, or the engine cannot look there.

@@ -15,8 +15,8 @@ from msgspec import Struct
 
 from crypto.identity import NodeId
 from node.types.events import Apply
-from scenarios.checkers import Checkers
-from scenarios.checkers_taken import ball
+from scenarios.checkers.taken import ball
+from scenarios.checkers.watch import Checkers
 from scenarios.faults import Heal, Partition, Restart, Resume
 from scenarios.founding import Founded
 from scenarios.prepare import Founded as Prepared

@@ -21,14 +21,14 @@ from msgspec import Struct, structs
 
 from node.errors import GrapevineError
 from node.types import events as ev
-from scenarios.ablation import Ablation
-from scenarios.attacks import Insider, attacker
+from scenarios.ablation.safeguards import Ablation
+from scenarios.attacks.attacker import Insider, attacker
 from scenarios.carrier import Carrier
-from scenarios.checkers import Checkers, blind
-from scenarios.checkers_taken import ball
+from scenarios.checkers.findings import Caught
+from scenarios.checkers.taken import ball
+from scenarios.checkers.watch import Checkers, blind
 from scenarios.expectations import check_baselines
 from scenarios.faults import Attack
-from scenarios.findings import Caught
 from scenarios.measures import Measures, Sides, by_round
 from scenarios.memory import Memory
 from scenarios.network import SECOND, Clock, Network
@@ -59,7 +59,7 @@ class Hooks(Struct, kw_only=True):
     on_effect: Callable[[str, ev.Effect, float], None] | None = None
     evaluate: bool = True
     ablate: str = ""  # a name of scenarios.ablation: that safeguard is off in every honest node
-    blind: tuple[str, ...] = ()  # keys of scenarios.findings: those look away
+    blind: tuple[str, ...] = ()  # keys of scenarios.checkers.findings: those look away
 
 
 class Simulation:

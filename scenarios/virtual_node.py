@@ -33,7 +33,7 @@ from node.types.events import (
     StoreChunk,
 )
 from node.types.roster import Pins, Policy, Roster
-from scenarios.attacks import Attacker
+from scenarios.attacks.attacker import Attacker
 from scenarios.memory import Memory
 
 Verify = Callable[[bytes, str, bytes, bytes], bool]

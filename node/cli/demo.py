@@ -310,7 +310,7 @@ def absences(run: Run) -> list[str]:
 
 def _write(run: Run, directory: Path, page: Path, json_file: Path | None) -> None:
     from scenarios.record import result
-    from scenarios.report import write_report
+    from scenarios.report.html import write_report
 
     text = json.dumps(result(run), ensure_ascii=False, indent=2) + "\n"
     for path in {directory / "result.json", json_file or directory / "result.json"}:

@@ -138,7 +138,7 @@ def _write(run: Run, json_file: Path | None, report: Path | None) -> None:
             except OSError as error:
                 raise StorageError(f"{json_file}: cannot be written: {error.strerror}") from None
     if report is not None:
-        from scenarios.report import write_report
+        from scenarios.report.html import write_report
 
         write_report(run, report)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from node.errors import ConfigError
-from scenarios.ablation import SAFEGUARDS, Safeguard, safeguard
+from scenarios.ablation.safeguards import SAFEGUARDS, Safeguard, safeguard
+from scenarios.checkers.findings import INVARIANTS
 from scenarios.explore import Outcome, run_seed
-from scenarios.findings import INVARIANTS
 from scenarios.settings import Scenario, load_scenario
 
 SEEDS = 1000

@@ -9,7 +9,7 @@ from msgspec import convert, structs
 from sims import QUADRATIC, failed, quadratic
 
 from node.errors import ConfigError
-from scenarios.attacks import attacks
+from scenarios.attacks.attacker import attacks
 from scenarios.record import Run, result
 from scenarios.settings import Scenario, check_scenario, load_scenario, parse_scenario
 from scenarios.shrink import Shrinker
@@ -90,7 +90,7 @@ def test_figures_are_about_honest_nodes_and_the_result_names_the_others() -> Non
 
 def test_a_function_or_a_class_of_a_file_attacks(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        "from scenarios.attacks import Attacker\n"
+        "from scenarios.attacks.attacker import Attacker\n"
         "def tenfold(own, neighbours, rng):\n    return own * 10\n"
         "class Silent(Attacker):\n    def said(self, peer, message, frame):\n        return ()\n"
     )

@@ -10,7 +10,7 @@ import pytest
 from sims import failed
 
 from node.errors import ConfigError
-from scenarios.attacks import attacks
+from scenarios.attacks.attacker import attacks
 from scenarios.events import check_sequence
 from scenarios.explore import explore
 from scenarios.faults import Attack, Fault

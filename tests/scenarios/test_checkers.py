@@ -15,10 +15,10 @@ from node.protocol.frames import encode, encode_header
 from node.types import events as ev
 from node.types.messages import KEYFRAME, Have, Header, Hello, Offer, SignedHeader
 from node.types.roster import Pins
-from scenarios.checkers import Checkers, blind
-from scenarios.checkers_taken import Ball
+from scenarios.checkers.findings import INVARIANTS, Caught
+from scenarios.checkers.taken import Ball
+from scenarios.checkers.watch import Checkers, blind
 from scenarios.faults import Partition, When
-from scenarios.findings import INVARIANTS, Caught
 
 ROSTER, IDS, KEYS = make_roster([(0, 1), (1, 2), (2, 3), (3, 0)], 4)
 A, B, C, D = IDS

@@ -26,8 +26,8 @@ from scenarios.record import (
     Run,
     SideRun,
 )
-from scenarios.report import html_report, write_report
-from scenarios.report_tables import verdict
+from scenarios.report.html import html_report, write_report
+from scenarios.report.tables import verdict
 
 EVIL = '<img src=x onerror="alert(1)"></script><script>alert(2)</script>&quot;\'"<a href="x:y">'
 

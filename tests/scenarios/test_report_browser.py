@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sims import quadratic
 
-from scenarios.report import write_report
+from scenarios.report.html import write_report
 from scenarios.simulation import simulate
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -2,8 +2,8 @@
 
 Checkers see what nodes ask for (effects) and tell (notices), and compare across nodes, which no
 node can. They watch honest nodes: what an attacker does is its own affair, what it brings others
-to do is what they look for. The invariants are in findings; what is taken in is judged in
-checkers_taken, rounds in checkers_rounds, disks and links in checkers_shell.
+to do is what they look for. The invariants are in findings.py; what is taken in is judged in
+taken.py, rounds in rounds.py, disks and links in shell.py.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from node.types.events import (
     RoundDone,
 )
 from node.types.roster import Pins, Policy, Roster
-from scenarios.checkers_rounds import Rounds
-from scenarios.checkers_shell import Disks, Lines
-from scenarios.checkers_taken import Ball, Taken
+from scenarios.checkers.findings import findings
+from scenarios.checkers.rounds import Rounds
+from scenarios.checkers.shell import Disks, Lines
+from scenarios.checkers.taken import Ball, Taken
 from scenarios.faults import Partition
-from scenarios.findings import findings
 from scenarios.memory import Memory
 from scenarios.record import Check
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from scenarios.record import Alone, Missed, NodeRun, Run, level
-from scenarios.report_page import text
+from scenarios.report.page import text
 
 # A page that people read: of a thousand nodes the worst are of interest.
 ROWS_MAX: Final = 40

@@ -25,7 +25,7 @@ from node.types.roster import Policy, Roster
 from scenarios.faults import Partition
 
 if TYPE_CHECKING:
-    from scenarios.checkers import Checkers
+    from scenarios.checkers.watch import Checkers
 
 # Times are floats of seconds; the deadline itself is exact to a microsecond.
 _SLACK_S: Final = 1e-3

@@ -15,8 +15,8 @@ from typing import Any, Final
 from msgspec import Struct
 
 from scenarios.record import FaultSpan, RoundRow, Run
-from scenarios.report_figures import COLOURS, base_layout, shortened
-from scenarios.report_page import Figure, label, text
+from scenarios.report.figures import COLOURS, base_layout, shortened
+from scenarios.report.page import Figure, label, text
 from topology.draw import layout
 from topology.graph import Graph
 

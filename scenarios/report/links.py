@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from scenarios.record import LinkRun, Run
-from scenarios.report_figures import COLOURS, base_layout, end, shade, shortened
-from scenarios.report_page import Figure, label, text
+from scenarios.report.figures import COLOURS, base_layout, end, shade, shortened
+from scenarios.report.page import Figure, label, text
 
 LINKS_MAX: Final = 48  # beyond it rows of a picture cannot be told apart: sums are drawn instead
 _ROUNDS_MAX: Final = 150  # columns

@@ -33,7 +33,7 @@ from node.types.messages import (
     SignedHeader,
     Want,
 )
-from scenarios.attacks import Attacker, Insider, Make, Taken
+from scenarios.attacks.attacker import Attacker, Insider, Make, Taken
 
 RECORDED_MAX: Final = 64  # frames that a replay has to choose from, of each kind
 

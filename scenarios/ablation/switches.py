@@ -1,8 +1,8 @@
 """How each safeguard is taken out of a node that was just built: one function, one safeguard.
 
 Each changes methods of this one core or learner; nothing else in the process notices. What a
-safeguard protects and which checker must notice stands in ablation. Here: what is taken from
-others; what rounds and crashes rest on is in switches_rounds.
+safeguard protects and which checker must notice stands in safeguards.py. Here: what is taken from
+others; what rounds and crashes rest on is in switches_rounds.py.
 """
 
 from __future__ import annotations

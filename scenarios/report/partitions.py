@@ -6,7 +6,7 @@ import math
 from typing import Any, Final
 
 from scenarios.record import PartitionRun, Run, SideRun
-from scenarios.report_figures import (
+from scenarios.report.figures import (
     COLOURS,
     base_layout,
     end,
@@ -15,7 +15,7 @@ from scenarios.report_figures import (
     shortened,
     undisturbed,
 )
-from scenarios.report_page import Figure, label, text
+from scenarios.report.page import Figure, label, text
 
 PARTITIONS_MAX: Final = 3  # drawn; the longest
 SIDES_MAX: Final = 6

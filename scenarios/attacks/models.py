@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from scenarios.attacks import Attacker, Make
+from scenarios.attacks.attacker import Attacker, Make
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from node.errors import ConfigError
 from node.strict import nearest
-from scenarios import switches, switches_rounds
+from scenarios.ablation import switches, switches_rounds
 from scenarios.faults import Attack
 from scenarios.settings import Scenario
 
@@ -29,9 +29,9 @@ LARGE: Final = "chaos-large"  # models of several chunks, on few nodes
 class Safeguard(Struct, frozen=True, kw_only=True):
     """protects: what goes wrong without it. off: takes it out of a node that has just been built.
 
-    caught_by: the key of the finding (scenarios.findings) that must notice. needs: attacks and
-    kinds of faults of which a seed must draw one, or it shows nothing. scenario: the library's
-    file whose seeds show it.
+    caught_by: the key of the finding (scenarios.checkers.findings) that must notice. needs:
+    attacks and kinds of faults of which a seed must draw one, or it shows nothing. scenario: the
+    library's file whose seeds show it.
     """
 
     protects: str

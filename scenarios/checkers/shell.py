@@ -20,7 +20,7 @@ from scenarios.memory import Memory
 
 if TYPE_CHECKING:
     from node.protocol.core import Core
-    from scenarios.checkers import Checkers
+    from scenarios.checkers.watch import Checkers
 
 RATE_BURST: Final = 512.0
 RATE_PER_S: Final = 256.0

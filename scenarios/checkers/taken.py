@@ -19,7 +19,7 @@ from scenarios.memory import FRAME_BYTES, Memory, Recent
 
 if TYPE_CHECKING:
     from node.learning.learner import Learner
-    from scenarios.checkers import Checkers, Payload
+    from scenarios.checkers.watch import Checkers, Payload
 
 Version = tuple[int, bytes, int]  # incarnation, boot_id, version
 _ROUNDING: Final = 1.01  # norms summed in float32, as node.learning.anchor says

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from node.protocol.peers import Peer
 from node.types.events import Effect, Event, Send, Source
-from scenarios.switches import patch
+from scenarios.ablation.switches import patch
 
 if TYPE_CHECKING:
     from scenarios.virtual_node import VirtualNode

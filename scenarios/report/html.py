@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from node.errors import StorageError
-from scenarios import report_figures as figures
-from scenarios import report_graph as graph
-from scenarios import report_links as links
-from scenarios import report_partitions as partitions
-from scenarios import report_tables as tables
 from scenarios.record import Run
-from scenarios.report_page import Figure, page, text
+from scenarios.report import figures, graph, links, partitions, tables
+from scenarios.report.page import Figure, page, text
 
 _CURVES: Final = ("accuracy", "auroc", "loss", "own", "distance")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from crypto.identity import NodeId
 from node.runtime_links import Links, Owner
-from scenarios.attacks import Attacker, Insider, attacker
+from scenarios.attacks.attacker import Attacker, Insider, attacker
 
 if TYPE_CHECKING:
     from node.runtime_parts import Parts

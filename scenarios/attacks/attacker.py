@@ -3,8 +3,9 @@
 An attacker is a member. It holds its own node's key and sees what its node receives; nobody else's
 key is in its hands. Its node runs the real core and learner; an engine asks the ``Attacker`` what
 to publish (``encode``), what leaves in the place of each frame (``send``), and what of an arriving
-frame its own node may see (``receive``). What leaves the wire stands in attacks_wire, what is
-published instead of the own model in attacks_models; here are the interface and the names.
+frame its own node may see (``receive``). What is sent in the place of honest frames stands in
+wire.py, what is published in the place of the own model in models.py; malicious.py puts an attacker
+between a real node and its links. Here are the interface and the names.
 """
 
 from __future__ import annotations
@@ -149,8 +150,8 @@ class Lies(Attacker):
 
 def attacks() -> Mapping[str, Make]:
     """Every attack by its name in a scenario file."""
-    from scenarios.attacks_models import MODELS
-    from scenarios.attacks_wire import WIRE
+    from scenarios.attacks.models import MODELS
+    from scenarios.attacks.wire import WIRE
 
     return {**WIRE, **MODELS}
 

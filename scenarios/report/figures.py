@@ -10,7 +10,7 @@ from statistics import quantiles
 from typing import Any, Final, Literal
 
 from scenarios.record import FaultSpan, RoundRow, Run
-from scenarios.report_page import Figure, label
+from scenarios.report.page import Figure, label
 
 # Okabe & Ito 2008: told apart with every common kind of colour blindness, and in grey print with
 # the line styles below.
