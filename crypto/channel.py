@@ -19,7 +19,7 @@ from node.errors import ConfigError, LocalProtocolError, RemoteProtocolError, Tr
 PROTOCOL: Final = "grapevine/1"  # the ALPN name (RFC 7301): other versions share none with us
 WELCOME: Final = b"grapevine/1 welcome\n"
 WRITE_BYTES: Final = 256 * 1024  # per call into OpenSSL: bounds what one call encrypts at once
-READ_BYTES: Final = 512 * 1024  # a chunk: half of it costs a receiver 7 % more, a quarter 40 %
+READ_BYTES: Final = 512 * 1024  # a chunk: less costs a receiver more turns of its loop
 # A handshake with our certificates and the welcome take under 3 KiB each way; OpenSSL's own limit
 # for a chain of certificates is 100 KiB, and nobody needs a tenth of that here.
 HANDSHAKE_BYTES_MAX: Final = 64 * 1024
