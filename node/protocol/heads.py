@@ -51,6 +51,7 @@ class HeadBook:
             return self.accept(self._context.read.head(signed))
         self._check_place(known.header)
         self._check_quarantine(NodeId(known.header.sender))
+        self._check_boot(known)  # verified once, but perhaps before its sender's next boot
         return known
 
     def accept(self, head: Head) -> Head:

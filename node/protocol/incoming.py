@@ -11,6 +11,7 @@ nothing comes after it, a timer asks for the one that should come last: it answe
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -96,9 +97,11 @@ class Transfers:
         else:
             self.cancel(member)
             chunks = -(-head.header.length // CHUNK_BYTES)
-            self.by_member[member] = Transfer(
-                head, peer, offer, leaves, missing=list(range(chunks - 1, -1, -1))
-            )
+            new = Transfer(head, peer, offer, leaves, missing=list(range(chunks - 1, -1, -1)))
+            # behind those that wait: who publishes and publishes would else always be the next
+            waited = old is not None and not old.active
+            new.turn_at = old.turn_at if old and waited else self._context.now
+            self.by_member[member] = new
         self.pump()
 
     def cancel(self, member: NodeId) -> None:
@@ -274,12 +277,17 @@ class Transfers:
 
     def _ask(self, transfer: Transfer) -> None:
         """Send Wants up to the credit of link and node, in runs of consecutive chunks."""
-        every = self.by_member.values()
-        node_waiting = sum(len(t.waiting) for t in every)
-        link_waiting = sum(len(t.waiting) for t in every if t.peer == transfer.peer)
+        by_link = Counter[NodeId]()
+        for each in self.by_member.values():
+            by_link[each.peer] += len(each.waiting)
+        link_waiting = by_link.pop(transfer.peer)
+        neighbours = self._context.self_member.neighbours
+        reserve = max(1, min(WANT_CHUNKS, NODE_CHUNKS // len(neighbours)))
+        # what other links may still ask for stays free: silent ones cannot hold all the credit
+        others = sum(max(reserve, by_link[peer]) for peer in neighbours if peer != transfer.peer)
         while transfer.missing:
-            room = min(LINK_CHUNKS - link_waiting, NODE_CHUNKS - node_waiting)
-            run = min(WANT_CHUNKS, len(transfer.missing))
+            room = min(LINK_CHUNKS, NODE_CHUNKS - others) - link_waiting
+            run = min(reserve, len(transfer.missing))
             if room < run:
                 return
             first = transfer.missing.pop()
@@ -291,7 +299,6 @@ class Transfers:
                 transfer.asked += 1
                 transfer.waiting[index] = transfer.asked
             transfer.quiet_at = self._context.now
-            node_waiting += count
             link_waiting += count
             want = Want(transfer.head.header.root, first, count)
             self._context.emit(Send(transfer.peer, encode(want)))

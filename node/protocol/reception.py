@@ -59,6 +59,12 @@ class Reception:
         self._check_schema(head, offer)
         if not self._is_news(peer, sender, head):
             return head
+        ready = self.ready.get(sender)
+        if ready is not None and ready.head.header.root == head.header.root:
+            # its bytes are here, and whoever gave a second transfer of them up would drop them
+            self.transfers.cancel(sender)
+            self.ready[sender] = Transfer(head, peer.id, bytes(frame), offer.leaves, missing=[])
+            return head
         if offer.payload is None:
             self.transfers.begin(head, peer=peer.id, offer=bytes(frame), leaves=offer.leaves)
             return head

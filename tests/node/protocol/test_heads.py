@@ -10,6 +10,7 @@ from cores import keys
 from lone import BOOT, WALL_MS, Lone
 
 from crypto.purposes import STATEMENT
+from node.errors import Replayed
 from node.protocol.frames import encode_header
 from node.protocol.heads import RECENT_MAX, VERIFIED_MAX
 from node.types import events as ev
@@ -309,3 +310,13 @@ def test_after_moving_past_haves_of_the_old_boot_say_nothing(lone: Lone) -> None
     lone.frame(1, Have(*before, 1, True, ""))
     assert lone.core.links.peers[lone.ids[1]].have_version == 0
     assert lone.rejections == {}
+
+
+def test_a_header_verified_before_its_sender_booted_again_is_refused_after(lone: Lone) -> None:
+    old = lone.sign(1, lone.header(1, 3))
+    book = lone.core.heads
+    book.check(old)
+    book.check(old)
+    book.check(lone.presence(1, 0, incarnation=WALL_MS + 1))
+    with pytest.raises(Replayed, match="a newer is known"):
+        book.check(old)

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lone import Lone
+from lone import Lone, model
 
 from crypto.hashing import leaf_digests, root
 from node.protocol import incoming
@@ -131,18 +131,19 @@ def test_who_found_no_credit_goes_on_as_soon_as_there_is_some() -> None:
     link = Link(SMALL)
     for member in range(1, 12):
         link.offer(member)
-    idle = [i for i in range(1, 12) if not link.outstanding[i]]
-    assert len(idle) == 3
+    short = [i for i in range(1, 12) if link.outstanding[i].total() < LINK_CHUNKS]
+    before = sum(link.outstanding[i].total() for i in short)
+    assert short
     for index in range(8):
-        busy = next(i for i in range(1, 12) if link.outstanding[i][index])
+        busy = next(i for i in range(1, 12) if i not in short and link.outstanding[i][index])
         link.deliver(busy, index)
-    assert any(link.outstanding[i] for i in idle)
+    assert sum(link.outstanding[i].total() for i in short) > before
 
 
 def test_who_waits_for_credit_is_not_said_to_stall() -> None:
     link = Link(SMALL)
     for member in range(1, 12):
-        link.offer(member)
+        link.offer(member, via=1)
     held = {i: link.transfers.by_member[link.lone.ids[i]] for i in range(1, 12)}
     idle = [i for i, transfer in held.items() if not transfer.waiting]
     assert idle
@@ -428,3 +429,59 @@ def test_what_may_come_twice_is_bounded_and_ends_with_the_link(
     assert len(lone.core.reception.transfers._spares) == 4
     lone.feed(ev.LinkDown(lone.ids[1], "reset"))
     assert not lone.core.reception.transfers._spares
+
+
+def test_one_model_under_two_versions_is_not_dropped_with_the_second() -> None:
+    """A version that waits to be applied keeps its bytes, whatever becomes of a later offer."""
+    lone = bulk(CHUNK_BYTES, hold=(ev.Train, ev.Apply))
+    lone.frame(1, lone.offer(1, 1))
+    lone.chunk(1, 1, 0)
+    (first,) = lone.all(ev.Apply)
+    # while the first is applied the second waits
+    lone.frame(1, lone.offer(1, 2, round=1))
+    lone.chunk(1, 2, 0)
+    assert len(lone.all(ev.Apply)) == 1
+    again = lone.offer(1, 3, model(2, CHUNK_BYTES), round=1)
+    seen = len(lone.effects)
+    assert wants(lone, lone.frame(1, again)) == [], "its bytes are here"
+    lone.frame(1, Gone(root(again.leaves, CHUNK_BYTES)))
+    assert not lone.all(ev.DropPayload, lone.effects[seen:])
+    lone.frame(1, lone.offer(1, 4))
+    lone.frame(1, lone.offer(1, 5))
+    lone.feed(ev.Applied(first.member, first.root, True))
+    applied = lone.all(ev.Apply)[1:]
+    dropped = [drop.root for drop in lone.all(ev.DropPayload)]
+    assert [apply.header.version for apply in applied] == [3]
+    assert applied[0].root not in dropped
+
+
+def test_who_publishes_again_and_again_does_not_take_the_others_turn() -> None:
+    link = Link(LARGE)
+    link.context.now = 10.0
+    link.offer(1)
+    link.offer(2)
+    link.context.now = 13.0
+    link.transfers.wake()  # the turn is the second's
+    assert link.transfers.by_member[link.lone.ids[2]].active
+    data = bytes([1]) + bytes(LARGE - 1)
+    for version in range(2, 8):
+        link.context.now += 1.0
+        leaves = leaf_digests(bytes([version]) + data[1:])
+        digest = root(leaves, LARGE)
+        head = link.lone.header(2, version, b"", root=digest, model=digest, length=LARGE)
+        link.transfers.begin(
+            Head(link.lone.sign(2, head), head), peer=link.lone.ids[2], offer=b"", leaves=leaves
+        )
+        assert link.transfers.by_member[link.lone.ids[1]].active, "it has waited for its turn"
+        if version == 3:
+            break
+
+
+def test_links_that_send_nothing_do_not_hold_all_the_credit() -> None:
+    """Eight liars could: sixteen chunks each, and one of them just before time is up."""
+    link = Link(SMALL)
+    for liar in range(1, 11):
+        link.offer(liar)
+    link.offer(11)
+    assert link.outstanding[11].total() >= incoming.WANT_CHUNKS
+    assert sum(c.total() for c in link.outstanding.values()) > NODE_CHUNKS - 2 * LINK_CHUNKS
