@@ -282,12 +282,12 @@ class Transfers:
             by_link[each.peer] += len(each.waiting)
         link_waiting = by_link.pop(transfer.peer)
         neighbours = self._context.self_member.neighbours
-        reserve = max(1, min(WANT_CHUNKS, NODE_CHUNKS // len(neighbours)))
+        reserve = min(WANT_CHUNKS, NODE_CHUNKS // len(neighbours))  # 0 where there are too many
         # what other links may still ask for stays free: silent ones cannot hold all the credit
         others = sum(max(reserve, by_link[peer]) for peer in neighbours if peer != transfer.peer)
         while transfer.missing:
             room = min(LINK_CHUNKS, NODE_CHUNKS - others) - link_waiting
-            run = min(reserve, len(transfer.missing))
+            run = min(max(1, reserve), len(transfer.missing))
             if room < run:
                 return
             first = transfer.missing.pop()

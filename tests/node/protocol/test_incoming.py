@@ -27,7 +27,7 @@ from node.protocol.reading import Head
 from node.types import events as ev
 from node.types.messages import CHUNK_BYTES, Ask, Chunk, Gone, Heads, MiB, Want
 
-STAR = [(0, i) for i in range(1, 12)]
+STAR = [(0, i) for i in range(1, 141)]
 ZEROS = bytes(CHUNK_BYTES)
 SMALL = 16 * CHUNK_BYTES  # the largest that need not wait for another
 LARGE = 18 * CHUNK_BYTES + 1000
@@ -485,3 +485,13 @@ def test_links_that_send_nothing_do_not_hold_all_the_credit() -> None:
     link.offer(11)
     assert link.outstanding[11].total() >= incoming.WANT_CHUNKS
     assert sum(c.total() for c in link.outstanding.values()) > NODE_CHUNKS - 2 * LINK_CHUNKS
+
+
+def test_more_neighbours_than_the_credit_has_chunks_all_get_theirs() -> None:
+    link = Link(2 * CHUNK_BYTES, count=141)
+    for member in range(1, 141):
+        link.offer(member)
+    assert link.waiting()
+    while todo := link.waiting():
+        link.deliver(*todo[0])
+    assert not link.transfers.by_member
