@@ -6,6 +6,7 @@ Every TOML file of the project (charter, node, topology, scenario) passes throug
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 import types
@@ -45,6 +46,11 @@ def from_toml(text: str, into: type[T], *, source: str) -> T:
 
 def convert(raw: Any, into: type[T], *, source: str) -> T:
     """Convert plain data into ``into``. Raises ConfigError naming source, key, found and right."""
+    for path, value in _numbers(raw, "$"):
+        if not math.isfinite(value):  # TOML has inf and nan; no setting means either
+            raise ConfigError(
+                f"{source}: key '{_join(path, '')}': found {value}, expected a finite number"
+            )
     try:
         return msgspec.convert(raw, into)
     except msgspec.ValidationError as error:
@@ -58,6 +64,18 @@ def nearest(word: str, valid: typing.Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; valid are {', '.join(options)}" if options else ""
+
+
+def _numbers(raw: Any, path: str) -> typing.Iterator[tuple[str, float]]:
+    """Every float in plain data, with its path as msgspec writes it: ``$.event[0].slow``."""
+    if isinstance(raw, float):
+        yield path, raw
+    elif isinstance(raw, dict):
+        for key, value in raw.items():
+            yield from _numbers(value, f"{path}.{key}")
+    elif isinstance(raw, list | tuple):
+        for index, value in enumerate(raw):
+            yield from _numbers(value, f"{path}[{index}]")
 
 
 def _explain(message: str, raw: Any, into: Any) -> str:

@@ -16,6 +16,7 @@ class _Inner(Struct, frozen=True, forbid_unknown_fields=True):
     count: int = 0
     kinds: tuple[Literal["one", "two"], ...] = ()
     maybe: Literal["some"] | None = None
+    times: tuple[float, ...] = ()
 
 
 class _Outer(Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,6 +33,9 @@ class _Outer(Struct, frozen=True, forbid_unknown_fields=True):
         ("inner = { rule = 3 }", "expected `str`, got `int`, found 3"),
         ('inner = { count = "x" }', "expected `int`, got `str`, found 'x'"),
         ('inner = { ruel = "mean" }', "unknown key 'inner.ruel'; did you mean 'rule'"),
+        ("inner = { times = [1.5, inf] }", "t: key 'inner.times[1]': found inf, expected a finite"),
+        ("inner = { times = [-inf] }", "key 'inner.times[0]': found -inf, expected a finite"),
+        ("inner = { times = [nan] }", "key 'inner.times[0]': found nan, expected a finite"),
         ("inner = ", "t: not valid TOML"),
     ],
 )
