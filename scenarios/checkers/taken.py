@@ -220,8 +220,8 @@ class Taken:
     def end(self, at: float, finished: Iterable[NodeId]) -> None:
         for node in finished:
             incarnation, count = self._boots.get(node, (0, 0))
-            if count < _HEARD_MIN:
-                continue
+            if count < _HEARD_MIN or not self._roster.members[node].neighbours:
+                continue  # too early to tell, or nobody is there to hear it
             if not self._found["heard"].held(self._heard.get(node, 0) >= incarnation):
                 said = f"{count} versions of {self._all.name(node)} and none was taken"
                 self._found["heard"].fail(said, at)

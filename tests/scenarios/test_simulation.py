@@ -86,6 +86,12 @@ def test_a_calm_run_finishes_and_agrees() -> None:
     assert made["nodes"]["n0"]["ended"] == "finished"
 
 
+def test_a_node_that_is_alone_trains_and_is_not_blamed_for_it() -> None:
+    run = simulate(quadratic(topology='kind = "ring", nodes = 1', rounds=20))
+    assert not failed(run)
+    assert run.nodes[0].ended == "finished"
+
+
 def test_both_sides_of_a_partition_go_on_and_meet_again() -> None:
     run = simulate(quadratic(CUT, rounds=30))
     assert run.ok, failed(run)
