@@ -234,14 +234,20 @@ def _table(run: Run, title: str, *, own: bool) -> Any:
     from rich.table import Table
 
     prefix = "own_" if own else ""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,  # else a terminal of 80 columns cuts words off
+    )
     table.add_column("hospital", no_wrap=True)
-    table.add_column("held out" if own else "patients", justify="right")
+    table.add_column("held out" if own else "patients", justify="right", no_wrap=True)
     for figure in ("accuracy", "AUROC"):
         table.add_column(f"{figure}\nalone", justify="right", no_wrap=True)
         table.add_column(f"{figure}\ntogether", justify="right", no_wrap=True)
     if not own:
-        table.add_column("sent", justify="right", no_wrap=True)
+        table.add_column("MB\nsent", justify="right", no_wrap=True)
         table.add_column("ended")
     alone = {a.node: a for a in run.baselines.local_only} if run.baselines else {}
     for node in run.nodes:
@@ -254,7 +260,7 @@ def _table(run: Run, title: str, *, own: bool) -> Any:
         if not own:
             finished = node.ended == "finished"
             ended = node.ended if finished else f"{node.ended.split(':')[0]}, round {node.rounds}"
-            cells.append(f"{node.sent_bytes / 1e6:.2f} MB")
+            cells.append(f"{node.sent_bytes / 1e6:.2f}")
             cells.append(escape(ended) if finished else f"[red]{escape(ended)}[/red]")
         table.add_row(*cells)
     pooled = run.baselines.pooled if run.baselines else None

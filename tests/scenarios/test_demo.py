@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from node.cli.demo import absences, demo_scenario, figure_text
+from node.cli.demo import absences, demo_scenario, figure_text, show
 from node.cli.main import main
 from node.errors import ConfigError
 from scenarios.faults import Crash
-from scenarios.record import Alone, Missed, NodeRun, Run
+from scenarios.record import Alone, Baselines, Missed, NodeRun, Run
 
 CLINICS = [f"clinic-{letter}" for letter in "abcde"]
 PATIENCE_S = 120.0  # until a test gives up on something that must come
@@ -180,3 +182,41 @@ def test_figures_show_their_intervals() -> None:
     assert figure_text(node, "accuracy", 10) == "–"
     # an accuracy's follows from its rows (Wilson 1927): 9 of 10
     assert figure_text(Alone(node="a", accuracy=0.9), "accuracy", 10) == "90.0 %\n59.6–98.2"
+
+
+def test_the_table_fits_a_terminal_of_eighty_columns() -> None:
+    share = {"accuracy": 0.947, "own_accuracy": 1.0, "auroc": 0.995, "own_auroc": 1.0}
+    wide = dict.fromkeys(share, (0.439, 1.0))
+    nodes = tuple(
+        NodeRun(
+            name=name,
+            samples=114,
+            ended="finished",
+            rounds=39,
+            sent_bytes=370_000,
+            test_rows=114,
+            own_test_rows=32,
+            intervals=wide,
+            **share,
+        )
+        for name in CLINICS
+    )
+    alone = tuple(Alone(node=name, intervals=wide, **share) for name in CLINICS)
+    run = Run(
+        scenario="s",
+        engine="processes",
+        seed=0,
+        rounds=39,
+        training_rounds=30,
+        graph_nodes=tuple(CLINICS),
+        edges=(),
+        nodes=nodes,
+        baselines=Baselines(local_only=alone, pooled=alone[0]),
+    )
+    written = io.StringIO()
+    show(run, Console(file=written, width=80))
+    text = written.getvalue()
+    assert "…" not in text
+    assert text.count("finished") == len(CLINICS)
+    assert "patients  " in text
+    assert max(len(line) for line in text.splitlines()) <= 80
