@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from node.errors import ConfigError
 from scenarios.expected import ExpectSettings
+from scenarios.faults import Crash, DiskFull, Fault, Restart
 from scenarios.record import Baselines, Check, NodeRun, level
 from scenarios.settings import Scenario
 
@@ -116,6 +117,28 @@ def judge(scenario: Scenario, evidence: Evidence) -> tuple[Check, ...]:
             )
         )
     return tuple(checks)
+
+
+def could_finish(
+    names: Iterable[str], faults: Iterable[Fault], *, down: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """Of ``names``, those that no fault left down at the end. ``down``: those that a test did."""
+    left: set[str] = set()
+    for fault in faults:
+        if isinstance(fault, Crash | DiskFull):
+            left.update(fault.nodes)
+        elif isinstance(fault, Restart):
+            left.difference_update(fault.nodes)
+    left.update(down)
+    return tuple(name for name in names if name not in left)
+
+
+def happened(faults: Sequence[Fault], unhappened: Sequence[str]) -> tuple[Check, ...]:
+    """Where a run has faults: whether all came. ``unhappened``: labels of those it ended before."""
+    if not faults:
+        return ()
+    value = ", ".join(unhappened) if unhappened else len(faults)
+    return (Check("every event happened", not unhappened, value, len(faults)),)
 
 
 def remarks(reconvergence: Reconvergence | None) -> tuple[str, ...]:

@@ -14,8 +14,15 @@ from msgspec import structs
 
 from node.learning.task import Part
 from scenarios.baselines import baselines as train_baselines
-from scenarios.expectations import Evidence, Reconvergence, judge, reconvergence, remarks
-from scenarios.faults import Crash, DiskFull, Fault, Restart
+from scenarios.expectations import (
+    Evidence,
+    Reconvergence,
+    could_finish,
+    happened,
+    judge,
+    reconvergence,
+    remarks,
+)
 from scenarios.founding import Founded
 from scenarios.measures import by_round
 from scenarios.partitions import partition_runs
@@ -25,7 +32,7 @@ from scenarios.processes_fleet import Fleet
 from scenarios.processes_log import NodeLog
 from scenarios.processes_models import consensus, distances, final_vector, links
 from scenarios.processes_outages import Happened, ProcessOutages
-from scenarios.record import Check, Missed, NodeRun, RoundRow, Run
+from scenarios.record import Missed, NodeRun, RoundRow, Run
 
 T = TypeVar("T")
 
@@ -88,17 +95,13 @@ def judged(run: Run, prepared: Prepared, outages: ProcessOutages, *, baselines: 
     back = _reconvergence(run, outages.happened)
     evidence = Evidence(
         nodes=run.nodes,
-        could_finish=_could_finish(run, scenario.faults),
+        could_finish=could_finish((node.name for node in run.nodes), scenario.faults),
         distance=run.consensus_distance,
         relative=run.consensus_relative,
         baselines=compared,
         reconvergence=back,
     )
-    made = list(judge(scenario, evidence))
-    if scenario.faults:
-        unhappened, count = outages.unhappened, len(scenario.faults)
-        value = ", ".join(unhappened) or count
-        made.append(Check("every event happened", not unhappened, value, count))
+    made = (*judge(scenario, evidence), *happened(scenario.faults, outages.unhappened))
     return structs.replace(
         run,
         baselines=compared,
@@ -106,17 +109,6 @@ def judged(run: Run, prepared: Prepared, outages: ProcessOutages, *, baselines: 
         checks=(*made, *run.checks),
         notes=(*remarks(back), *run.notes),
     )
-
-
-def _could_finish(run: Run, faults: Sequence[Fault]) -> tuple[str, ...]:
-    """Nodes that no fault left down at the end."""
-    down: set[str] = set()
-    for fault in faults:
-        if isinstance(fault, Crash | DiskFull):
-            down.update(fault.nodes)
-        elif isinstance(fault, Restart):
-            down.difference_update(fault.nodes)
-    return tuple(node.name for node in run.nodes if node.name not in down)
 
 
 def _on_one_thread(work: Callable[[], T]) -> T:
@@ -129,15 +121,15 @@ def _on_one_thread(work: Callable[[], T]) -> T:
         torch.set_num_threads(threads)
 
 
-def _reconvergence(run: Run, happened: Sequence[Happened]) -> Reconvergence | None:
-    mended = [one for one in happened if one.fault.mends]
+def _reconvergence(run: Run, faults: Sequence[Happened]) -> Reconvergence | None:
+    mended = [one for one in faults if one.fault.mends]
     if not mended or not run.distances_free:
         return None
     return reconvergence(
         by_round(run.distances),
         dict(run.distances_free),
         mended=mended[-1].round,
-        broken=happened[0].round,
+        broken=faults[0].round,
     )
 
 

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Final
 from node.learning.batch import evaluate_batch
 from node.learning.metrics import Metrics
 from scenarios.baselines import baselines as train_baselines
-from scenarios.expectations import Evidence, Reconvergence, judge, reconvergence, remarks
-from scenarios.faults import Crash, DiskFull, Restart
+from scenarios.expectations import (
+    Evidence,
+    Reconvergence,
+    could_finish,
+    happened,
+    judge,
+    reconvergence,
+    remarks,
+)
 from scenarios.measures import by_round, consensus
 from scenarios.partitions import Calm, partition_runs
-from scenarios.record import Check, DistanceRow, LinkRun, Missed, NodeRun, Run
+from scenarios.record import DistanceRow, LinkRun, Missed, NodeRun, Run
 
 if TYPE_CHECKING:
     from scenarios.simulation import Simulation
@@ -50,15 +57,20 @@ def collect(
     attackers = frozenset(simulation.attackers)
     honest_rows = [row for row in simulation.measures.rows if row.node not in attackers]
     back = _reconvergence(simulation, distances, free)
+    down = simulation.hooks.kill_at if simulation.hooks.restart_after_s is None else ()
     evidence = Evidence(
         nodes=nodes,
-        could_finish=_could_finish(simulation),
+        could_finish=could_finish(founded.names, scenario.faults, down=down),
         distance=distance,
         relative=relative,
         baselines=compared,
         reconvergence=back,
     )
-    checks = (*judge(scenario, evidence), *_happened(simulation), *simulation.checkers.checks())
+    checks = (
+        *judge(scenario, evidence),
+        *happened(scenario.faults, simulation.outages.unhappened),
+        *simulation.checkers.checks(),
+    )
     ended = [n.digest() if n.ended == "finished" else bytes(32) for n in simulation.nodes]
     trace_hash, schedule_hash = simulation.trace.finish(ended)
     return Run(
@@ -157,27 +169,6 @@ def _by_class(simulation: Simulation, node: VirtualNode) -> dict[str, float]:
     if not few and simulation.scenario.settings.expect.class_accuracy_min is None:
         return {}
     return node.learner.inference.class_accuracy()
-
-
-def _could_finish(simulation: Simulation) -> tuple[str, ...]:
-    """Nodes that no fault (and no test) left down at the end."""
-    down: set[str] = set()
-    for fault in simulation.scenario.faults:
-        if isinstance(fault, Crash | DiskFull):
-            down.update(fault.nodes)
-        elif isinstance(fault, Restart):
-            down.difference_update(fault.nodes)
-    if simulation.hooks.restart_after_s is None:
-        down.update(simulation.hooks.kill_at)
-    return tuple(name for name in simulation.founded.names if name not in down)
-
-
-def _happened(simulation: Simulation) -> tuple[Check, ...]:
-    if not simulation.scenario.faults:
-        return ()
-    left = simulation.outages.unhappened
-    value = ", ".join(left) if left else len(simulation.scenario.faults)
-    return (Check("every event happened", not left, value, len(simulation.scenario.faults)),)
 
 
 def _links(simulation: Simulation) -> tuple[LinkRun, ...]:
