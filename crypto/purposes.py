@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 HEADER: Final = "header"  # node key: a published version of a model, or presence
+PRESENCE: Final = "presence"  # node key: that a member is at a broker, and for how long
 CARD: Final = "card"  # member key: the member's own description of itself
 CHARTER: Final = "charter"  # member key: a founder's consent to a charter
 STATEMENT: Final = "statement"  # node or member key: what a member states about itself
 
-PURPOSES: Final = frozenset({HEADER, CARD, CHARTER, STATEMENT})
+PURPOSES: Final = frozenset({HEADER, PRESENCE, CARD, CHARTER, STATEMENT})

@@ -29,6 +29,7 @@ from crypto.keys import validate_name
 from crypto.sealed import Sealed, check_founders, unseal
 from node.errors import ConfigError
 from node.strict import from_toml
+from node.transport.addresses import is_broker
 from node.types.roster import Member, Pins, Policy, Roster
 from node.types.settings import (
     CharterSettings,
@@ -166,12 +167,13 @@ def charter_graph(settings: CharterSettings, *, base: Path, source: str) -> Grap
     """The consortium graph over the members, connected. Raises ConfigError."""
     names = [member.name for member in settings.member]
     graph = build(settings.topology, names=names, base=base, source=f"{source}: [topology]")
-    reachable = {member.name for member in settings.member if member.addresses}
+    listening = {m.name for m in settings.member if not all(map(is_broker, m.addresses))}
+    at_broker = {m.name for m in settings.member if any(map(is_broker, m.addresses))}
     for a, b in graph.edges:
-        if a not in reachable and b not in reachable:
+        if not {a, b} & listening and not {a, b} <= at_broker:
             raise ConfigError(
                 f"{source}: neighbours '{a}' and '{b}' both only dial out; one of them needs an "
-                "address: grapevine id --address tcp://HOST:PORT"
+                "address, or both a broker: grapevine id --address tcp://HOST:PORT"
             )
     return graph
 

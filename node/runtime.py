@@ -22,7 +22,7 @@ from typing import Any, Final
 from crypto.identity import NodeId
 from node.learning.vector import as_bytes
 from node.protocol.frames import chunk_prefix, encode
-from node.runtime_links import Links, Wrap, tcp_links
+from node.runtime_links import Links, Wrap, node_links
 from node.runtime_memory import ReplicaMemory
 from node.runtime_parts import Parts, assemble, wall_ms
 from node.runtime_result import final_figures, write_model, write_result
@@ -224,6 +224,9 @@ class NodeRuntime:
 
     def on_frame(self, peer: NodeId, frame: memoryview) -> None:
         self.feed(ev.Frame(peer, frame))
+
+    def on_broker(self, up: bool, why: str) -> None:
+        self._teller.broker(up, why)
 
     def on_drained(self, peer: NodeId) -> None:
         """The link has room again."""
@@ -436,7 +439,7 @@ def run_node(
     parts = assemble(settings, base=base, passphrase=passphrase, seed=seed)
     log = LogFile(parts.directory.path / "log.jsonl")
     try:
-        links: Links = tcp_links(parts)
+        links: Links = node_links(parts)
         if wrap is not None:
             links = wrap(links)
         node = NodeRuntime(parts, links, (log, *sinks), pad=pad)

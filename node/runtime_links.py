@@ -9,8 +9,10 @@ from typing import Protocol
 from crypto.certificate import private_key_pem
 from crypto.identity import NodeId
 from node.runtime_parts import Parts
-from node.transport.addresses import PeerAddress
+from node.transport.addresses import PeerAddress, is_broker
 from node.transport.links import Link, Transport
+from node.transport.mixed import MixedTransport
+from node.transport.mqtt import MqttTransport
 from node.transport.tcp import TcpTransport
 
 
@@ -22,6 +24,7 @@ class Owner(Protocol):
     def on_dial_failed(self, peer: NodeId, why: str) -> None: ...
     def on_frame(self, peer: NodeId, frame: memoryview) -> None: ...
     def on_drained(self, peer: NodeId) -> None: ...
+    def on_broker(self, up: bool, why: str) -> None: ...
 
 
 class Links(Protocol):
@@ -35,6 +38,7 @@ class Links(Protocol):
     def refused(self) -> Mapping[str, int]: ...
     @property
     def broken_off(self) -> Mapping[str, int]: ...
+    def via(self, peer: NodeId) -> str: ...
     async def start(self, owner: Owner) -> None: ...
     async def close(self) -> None: ...
     def dial(self, peer: NodeId) -> None: ...
@@ -78,10 +82,16 @@ class TransportLinks:
         """Links that were closed for what a member did below the frames, by reason."""
         return self._transport.stats.violations
 
+    def via(self, peer: NodeId) -> str:
+        """What the link to ``peer`` goes over; "" where there is none."""
+        link = self._transport.links.get(peer)
+        return "" if link is None else link.via
+
     async def start(self, owner: Owner) -> None:
         """Listen. Raises ConfigError where the address cannot be used."""
         self._owner = owner
         self._transport.attach(self)
+        self._transport.on_broker = owner.on_broker
         await self._transport.listen()
 
     async def close(self) -> None:
@@ -141,15 +151,49 @@ class TransportLinks:
         self._owner.on_frame(link.peer, frame)
 
 
+def node_links(parts: Parts) -> TransportLinks:
+    """Links to the members of the roster by all ways that NODE.toml gives this node.
+
+    TLS over TCP, and over a broker where [mqtt] names one; the core lets only neighbours stay.
+    """
+    tcp = _tcp(parts)
+    if parts.login is None:
+        return TransportLinks(tcp)
+    members = parts.consortium.roster.members.values()
+    mqtt = MqttTransport(
+        parts.me.id,
+        parts.login,
+        consortium=parts.consortium.id,
+        epoch=parts.consortium.roster.epoch,
+        certificate=parts.me.certificate,
+        key_pem=private_key_pem(parts.node_key),
+        sign=parts.node_key.sign,
+        peers=_peers(parts),
+        advertise=tuple(a for a in parts.me.addresses if not is_broker(a)),
+    )
+    ways = (
+        {m.id for m in members if not all(map(is_broker, m.addresses))},
+        {m.id for m in members if any(map(is_broker, m.addresses))},
+    )
+    mixed = MixedTransport(parts.me.id, (tcp, mqtt), reach=lambda rank, peer: peer in ways[rank])
+    return TransportLinks(mixed)
+
+
 def tcp_links(parts: Parts) -> TransportLinks:
-    """TLS over TCP to the members of the roster; the core lets only neighbours stay."""
-    members = parts.consortium.roster.members
-    peers = {m.id: PeerAddress(m.certificate, m.addresses) for m in members.values()}
-    transport = TcpTransport(
+    """Links over TCP alone."""
+    return TransportLinks(_tcp(parts))
+
+
+def _tcp(parts: Parts) -> TcpTransport:
+    return TcpTransport(
         parts.me.id,
         certificate=parts.me.certificate,
         key_pem=private_key_pem(parts.node_key),
-        peers=peers,
+        peers=_peers(parts),
         listen=parts.settings.listen,
     )
-    return TransportLinks(transport)
+
+
+def _peers(parts: Parts) -> dict[NodeId, PeerAddress]:
+    members = parts.consortium.roster.members.values()
+    return {m.id: PeerAddress(m.certificate, m.addresses) for m in members}

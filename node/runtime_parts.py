@@ -10,7 +10,7 @@ import hashlib
 import os
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +32,7 @@ from node.storage.directory import StateDirectory
 from node.storage.files import write_durably
 from node.storage.journal import Journal
 from node.storage.spool import Spool
+from node.transport.mqtt_login import Login, login
 from node.types.events import CoreState
 from node.types.roster import Member
 from node.types.settings import NodeSettings
@@ -61,6 +62,7 @@ class Parts:
     core: Core
     resumed: int  # how often this training was started here before
     warnings: tuple[str, ...]
+    login: Login | None = None  # of the broker, where [mqtt] names one
 
     def close(self) -> None:
         """Give everything back. Raises StorageError where the journal cannot be closed."""
@@ -89,9 +91,11 @@ def assemble(
         )
     if me.node_key != keys.node.public:
         raise ConfigError(f"{state}: the charter's card of '{me.name}' names another node key")
+    broker = None if settings.mqtt is None else login(settings.mqtt, base=base)
     directory = StateDirectory(state).open()
     try:
-        return _open(settings, consortium, me, keys.node, directory, base=base, seed=seed)
+        opened = _open(settings, consortium, me, keys.node, directory, base=base, seed=seed)
+        return replace(opened, login=broker)
     except BaseException:
         directory.close()
         raise

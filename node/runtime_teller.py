@@ -14,7 +14,7 @@ from node.runtime_parts import Parts
 from node.runtime_result import missed, round_figures
 from node.runtime_worker import Worker
 from node.status.progress import Reporter, Sink
-from node.types.events import Jumped, Notice, RoundDone
+from node.types.events import Jumped, Linked, Notice, RoundDone
 
 
 class Teller:
@@ -36,6 +36,7 @@ class Teller:
         self._at = at  # seconds since the node's start
         self._figures: dict[str, Any] = {}  # of the last round measured
         self._jumps = 0
+        self._broker: tuple[bool, str] | None = None  # whether it is there, and which or why not
 
     def say(self, event: str, **fields: Any) -> None:
         self._reporter.emit(event, at=self._at(), **fields)
@@ -61,7 +62,14 @@ class Teller:
             return
         if isinstance(notice, Jumped):
             self._jumps += 1
-        self._reporter.notice(notice, at=self._at())
+        via = self._links.via(notice.member) if isinstance(notice, Linked) else ""
+        self._reporter.notice(notice, at=self._at(), **({"via": via} if via else {}))
+
+    def broker(self, up: bool, why: str) -> None:
+        """The broker came or went; said once, however often it is tried."""
+        if self._broker is None or self._broker != (up, why):
+            self._broker = (up, why)
+            self.say("broker", up=up, why=why)
 
     def _round(self, done: RoundDone) -> None:
         """Measure the mixed model, before the learner's thread goes on to the next round."""
@@ -93,6 +101,10 @@ class Teller:
             "rounds": parts.consortium.policy.last_round,
             "neighbours": len(parts.me.neighbours),
             "linked": [roster.name(peer.id) for peer in core.links.linked()],
+            "via": {roster.name(p.id): self._links.via(p.id) for p in core.links.linked()},
+            "broker": None
+            if self._broker is None
+            else {"up": self._broker[0], "why": self._broker[1]},
             "accuracy": self._figures.get("accuracy"),
             "rejections": self._rejections(),
             "refused_connections": dict(sorted(self._links.refused.items())),

@@ -68,7 +68,7 @@ def _run(node: Path, seed: int | None, plan: Path | None) -> None:
     import torch
 
     from node.runtime import NodeRuntime
-    from node.runtime_links import tcp_links
+    from node.runtime_links import node_links
     from node.runtime_parts import assemble
     from node.status.progress import JsonLines, LogFile
     from node.strict import load_toml
@@ -81,7 +81,7 @@ def _run(node: Path, seed: int | None, plan: Path | None) -> None:
     parts = assemble(settings, base=node.parent, seed=seed)
     log = LogFile(parts.directory.path / "log.jsonl")
     try:
-        inner = tcp_links(parts)
+        inner = node_links(parts)
         traffic = Traffic(inner, parts.consortium.roster.name, node.parent)
         bear_witness(parts, node.parent)
         # what this process says comes first: its log may be on a disk that is full

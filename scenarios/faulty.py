@@ -124,6 +124,9 @@ class FaultyLinks:
     def broken_off(self) -> Mapping[str, int]:
         return self._inner.broken_off
 
+    def via(self, peer: NodeId) -> str:
+        return self._inner.via(peer)
+
     # ── from the node ───────────────────────────────────────────────────────────────────────
 
     def dial(self, peer: NodeId) -> None:
@@ -206,6 +209,9 @@ class FaultyLinks:
             self._take(peer, line, bytes(frame))
         else:
             self._owner.on_frame(peer, frame)
+
+    def on_broker(self, up: bool, why: str) -> None:
+        self._owner.on_broker(up, why)
 
     def on_drained(self, peer: NodeId) -> None:
         self._owner.on_drained(peer)

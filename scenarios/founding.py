@@ -38,6 +38,7 @@ from node.learning.vector import code_digest, initial_digest, schema_digest
 from node.types.settings import (
     CharterSettings,
     LearningSettings,
+    MqttSettings,
     NodeSettings,
     PinSettings,
     StartSettings,
@@ -81,11 +82,14 @@ def found(
     learning: LearningSettings,
     start: StartSettings | None = None,
     parts: Mapping[str, Part] | None = None,
+    broker: str | None = None,
+    direct: Sequence[str] | None = None,
 ) -> Founded:
     """Found the consortium ``name`` of ``names`` in ``directory``, which may not have one yet.
 
     parts: every member's rows; without them the built-in data set is divided by ``learning.seed``,
-    as members would do it themselves. Raises ConfigError as the commands do.
+    as members would do it themselves. broker: the URL of one through which all meet; then only
+    those in ``direct`` also listen on a port of their own. Raises ConfigError as the commands do.
     """
     directory = directory.resolve()
     rows = dict(parts or make_parts(task, names, seed=learning.seed))
@@ -96,8 +100,10 @@ def found(
         folder = directory / member
         keys[member] = create_keys(folder / "state", member)
         card = folder / f"{member}.card"
-        address = f"tcp://{LOOPBACK}:{ports[member]}"
-        _write(card, make_card(keys[member], addresses=[address], samples=rows[member].samples))
+        addresses = [] if broker is None else [broker]
+        if broker is None or member in (direct or ()):
+            addresses.insert(0, f"tcp://{LOOPBACK}:{ports[member]}")
+        _write(card, make_card(keys[member], addresses=addresses, samples=rows[member].samples))
         cards.append(MailedCard(*read_card(card.read_text(), source=str(card)), str(card)))
     draft = CharterSettings(
         name=name, topology=topology, task=task, learning=learning, start=start or StartSettings()
@@ -108,7 +114,15 @@ def found(
     sealed = directory / f"{name}.consortium"
     _write(sealed, _signed_by_all(directory, keys, body))
     seats = {
-        member: _seat(directory / member, member, sealed, ports[member], rows[member])
+        member: _seat(
+            directory / member,
+            member,
+            sealed,
+            ports[member],
+            rows[member],
+            listens=broker is None or member in (direct or ()),
+            mqtt=None if broker is None else MqttSettings(broker=broker, version="3.1.1"),
+        )
         for member in names
     }
     return Founded(directory=directory, consortium=load_consortium(sealed), seats=seats, parts=rows)
@@ -186,13 +200,23 @@ def _signed_by_all(directory: Path, keys: Mapping[str, Keys], body: bytes) -> st
     return seal(body, signatures)
 
 
-def _seat(folder: Path, name: str, consortium: Path, port: int, part: Part) -> Seat:
+def _seat(
+    folder: Path,
+    name: str,
+    consortium: Path,
+    port: int,
+    part: Part,
+    *,
+    listens: bool,
+    mqtt: MqttSettings | None,
+) -> Seat:
     rows = folder / "rows.safetensors"
     save_part(rows, part)
     settings = NodeSettings(
         state=str(folder / "state"),
         consortium=str(consortium),
-        listen=f"{LOOPBACK}:{port}",
+        listen=f"{LOOPBACK}:{port}" if listens else None,
+        mqtt=mqtt,
         data={"part": str(rows)},
     )
     node_toml = folder / "node.toml"

@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -79,6 +79,8 @@ def run_processes(
     baselines: bool = True,
     timeout_s: float | None = None,
     nursery: Nursery | None = None,
+    broker: str | None = None,
+    direct: Sequence[str] = (),
 ) -> Run:
     """Run ``scenario`` with real processes and hand back what happened.
 
@@ -86,7 +88,8 @@ def run_processes(
     earlier run's (which is then replaced). Without it a temporary one is used and removed.
     on_progress: gets every event of every node. timeout_s: for all of it; else the engine gives
     up when no node has shown a sign of life for longer than any wait can last. nursery: one that
-    stays open for several runs, which spares each the imports.
+    stays open for several runs, which spares each the imports. broker: nodes meet through the
+    broker with this URL, and only those in ``direct`` also listen on sockets of their own.
     Raises ConfigError for what cannot be run, GrapevineError when processes cannot be started.
     """
     scenario = scenario.with_seed(seed).with_chaos()
@@ -109,6 +112,8 @@ def run_processes(
             baselines=baselines,
             timeout_s=timeout_s,
             began=began,
+            broker=broker,
+            direct=direct,
         )
     if directory is None:
         nodes = tuple(structs.replace(node, model=None) for node in run.nodes)
@@ -148,6 +153,8 @@ def _run(
     baselines: bool,
     timeout_s: float | None,
     began: float,
+    broker: str | None,
+    direct: Sequence[str],
 ) -> Run:
     from scenarios.founding import found
     from scenarios.prepare import found as prepare
@@ -165,6 +172,8 @@ def _run(
         learning=prepared.learning,
         start=_start(scenario),
         parts=prepared.parts,
+        broker=broker,
+        direct=direct,
     )
     fleet = Fleet(scenario, prepared, founded, nursery, on_progress)
     fleet.run(timeout_s)

@@ -37,6 +37,7 @@ from node.consortium import (
     topology_digest,
 )
 from node.errors import ConfigError
+from node.transport.addresses import seat
 from node.types.settings import CharterSettings, PinSettings
 
 if TYPE_CHECKING:
@@ -321,12 +322,14 @@ def _pins(task: Task, topology: bytes) -> PinSettings:
 
 
 def _described(found: Consortium) -> dict[str, Any]:
+    ids = {member.name: member.id for member in found.roster.members.values()}
     members = [
         {
             "name": member.name,
             "id": member.id,
             "samples": member.samples,
             "addresses": list(member.addresses),
+            "seat": seat(found.id, ids[member.name], found.roster.epoch).hex(),
             "neighbours": list(found.graph.neighbours(member.name)),
         }
         for member in found.settings.member

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from node.errors import ConfigError, StorageError
+
+
+class Transport(StrEnum):
+    """How the hospitals of the demo reach one another."""
+
+    TCP = "tcp"
+    MQTT = "mqtt"
+
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +45,10 @@ def demo(
         Path, typer.Option("--dir", metavar="DIR", help="Keys, logs, models and report go here.")
     ] = FOLDER,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the split and the batches.")] = None,
+    transport: Annotated[
+        Transport,
+        typer.Option(help="mqtt: through a broker that it starts, with no port at any hospital."),
+    ] = Transport.TCP,
     rounds: Annotated[
         int | None, typer.Option(min=2, max=10_000, help="With local training.")
     ] = None,
@@ -46,7 +60,7 @@ def demo(
         Path | None, typer.Option(metavar="FILE", help="The page; else DIR/report.html.")
     ] = None,
 ) -> None:
-    """Five hospitals train one model on 569 real patients: no server, five processes, TCP.
+    """Five hospitals train one model on 569 real patients: no server, five processes.
 
     Example: grapevine demo --kill clinic-c@10
 
@@ -65,7 +79,7 @@ def demo(
     clear(directory)
     page = report or directory / "report.html"
     began = time.monotonic()
-    run = _run(scenario, directory, console)
+    run = _run(scenario, directory, console, transport)
     _write(run, directory, page, None if to_stdout else json_file)
     show(run, console)
     _where(directory, page, console, time.monotonic() - began)
@@ -142,7 +156,19 @@ def _parse_kill(text: str, names: tuple[str, ...], rounds: int) -> tuple[str, in
 # ── while it runs ───────────────────────────────────────────────────────────────────────────────
 
 
-def _run(scenario: Scenario, directory: Path, console: Console) -> Run:
+def _run(scenario: Scenario, directory: Path, console: Console, transport: Transport) -> Run:
+    with ExitStack() as stack:
+        url = None
+        if transport is Transport.MQTT:
+            from scenarios.broker import broker
+            from scenarios.founding import free_ports
+
+            url = stack.enter_context(broker(free_ports(1)[0]))
+            console.print(f"A broker of its own at {url}; the hospitals listen nowhere.")
+        return _run_nodes(scenario, directory, console, url)
+
+
+def _run_nodes(scenario: Scenario, directory: Path, console: Console, broker: str | None) -> Run:
     from node.status.board import Board
     from scenarios.processes import run_processes
 
@@ -154,14 +180,15 @@ def _run(scenario: Scenario, directory: Path, console: Console) -> Run:
         f"{len(names)} processes …"
     )
     if not console.is_terminal:
-        return run_processes(scenario, directory=directory, on_progress=_Plain(console))
+        plain = _Plain(console)
+        return run_processes(scenario, directory=directory, on_progress=plain, broker=broker)
     with Board(console) as board:
 
         def live(event: dict[str, Any]) -> None:
             for one in _for_people(event):
                 board(one)
 
-        return run_processes(scenario, directory=directory, on_progress=live)
+        return run_processes(scenario, directory=directory, on_progress=live, broker=broker)
 
 
 def _for_people(event: dict[str, Any]) -> list[dict[str, Any]]:

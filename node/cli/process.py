@@ -144,7 +144,8 @@ def _words(answer: dict[str, Any]) -> str:
         return (
             f"not running; last run {result.get('ended')} at round {result.get('rounds')}{reached}"
         )
-    linked = ", ".join(answer["linked"]) or "nobody"
+    via = answer.get("via", {})
+    linked = ", ".join(_with(name, via.get(name)) for name in answer["linked"]) or "nobody"
     rows = [
         ("node", f"{answer['name']} (process {answer['pid']})"),
         ("phase", answer["phase"]),
@@ -152,10 +153,17 @@ def _words(answer: dict[str, Any]) -> str:
         ("linked", f"{len(answer['linked'])} of {answer['neighbours']}: {linked}"),
         ("bytes", f"{answer['sent_bytes']} sent, {answer['received_bytes']} received"),
     ]
+    if (broker := answer.get("broker")) is not None:
+        away = "" if broker["up"] else "away: "
+        rows.append(("broker", f"{away}{broker['why']}"))
     for what, key in (("refused", "rejections"), ("turned away", "refused_connections")):
         if answer[key]:
             rows.append((what, ", ".join(f"{n} × {why}" for why, n in answer[key].items())))
     return columns(rows)
+
+
+def _with(name: str, via: str | None) -> str:
+    return f"{name} ({via})" if via else name
 
 
 def _accuracy(value: Any) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from node.status.progress import human_bytes, sentence
 
 # What is worth a line above the table; links that end when a training does are not.
-_TOLD: Final = ("unlinked", "jumped", "equivocation", "warning")
+_TOLD: Final = ("unlinked", "jumped", "equivocation", "warning", "broker")
 _PARTING: Final = ("final", "leaving", "stopped")
 
 

@@ -63,12 +63,12 @@ class Reporter:
         for sink in self._sinks:
             sink(line)
 
-    def notice(self, notice: Notice, *, at: float) -> None:
+    def notice(self, notice: Notice, *, at: float, **more: Any) -> None:
         """Tell of anything but a finished round, which waits for its measures."""
         if isinstance(notice, Rejected) and not self._worth_telling(notice):
             return
         kind, fields = self._describe(notice)
-        self.emit(kind, at=at, **fields)
+        self.emit(kind, at=at, **fields, **more)
 
     def round(self, done: RoundDone, *, at: float, measured: Numbers, traffic: Numbers) -> Event:
         """A mixed round with what was measured after it; returned as it was sent."""
@@ -248,7 +248,13 @@ def sentence(event: Event) -> str:
             lacking = ", ".join(event["lacking"]) + (" and others" if event["more"] else "")
             return f"waiting to start: {event['present']} of {event['needed']}, lacking {lacking}"
         case "linked":
-            return f"linked with {event['peer']}"
+            return f"linked with {event['peer']}" + (
+                f" over {via}" if (via := event.get("via")) else ""
+            )
+        case "broker" if event["up"]:
+            return f"the broker {event['why']} is there"
+        case "broker":
+            return f"broker away: {event['why']}"
         case "unlinked":
             return f"lost {event['peer']}: {event['why']}"
         case "round":

@@ -24,6 +24,8 @@ _PIECE: Final = 256 * 1024  # encrypted and handed to the kernel at a time
 class TcpLink(Link):
     """A link over one TCP connection."""
 
+    via = "tcp"
+
     def __init__(self, owner: TcpTransport, connection: Connection, peer: NodeId) -> None:
         super().__init__(owner, peer, initiator=connection.dialled)
         self._connection = connection

@@ -54,6 +54,8 @@ class Stats:
 class Link(ABC):
     """One end of an authenticated, encrypted, ordered pipe of frames."""
 
+    via = ""  # what it goes over, for people
+
     def __init__(self, owner: Transport, peer: NodeId, *, initiator: bool) -> None:
         self._owner = owner
         self.peer = peer
@@ -128,6 +130,8 @@ class Transport(ABC):
         self.outbox_bytes_max = outbox_bytes_max
         self.links: dict[NodeId, Link] = {}
         self.stats = Stats()
+        # told (up, why) whenever a broker comes or goes, where there is one
+        self.on_broker: Callable[[bool, str], None] = lambda up, why: None
         self._race_s = race_s
         self._handler: LinkHandler | None = None
         self._downs: list[tuple[Link, str]] = []

@@ -41,6 +41,8 @@ class MemoryNetwork:
 class MemoryLink(Link):
     """One end; ``other`` is the far one."""
 
+    via = "memory"
+
     def __init__(self, owner: MemoryTransport, peer: NodeId, *, initiator: bool) -> None:
         super().__init__(owner, peer, initiator=initiator)
         self._network = owner.network

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from crypto.channel import READ_BYTES, Channel, Stranger, make_context
 from crypto.identity import NodeId, short_id
 from node.errors import ConfigError, GrapevineError
-from node.transport.addresses import Address, PeerAddress, parse_address
+from node.transport.addresses import Address, PeerAddress, is_broker, parse_address
 from node.transport.connection import Connection
 from node.transport.links import HANDSHAKE_S, OUTBOX_BYTES_MAX, Gate, Transport
 
@@ -63,7 +63,7 @@ class TcpTransport(Transport):
         )
         self._peers = {peer: peers[peer] for peer in sorted(peers) if peer != me}
         self._addresses = {
-            peer: tuple(parse_address(text) for text in known.addresses)
+            peer: tuple(parse_address(a) for a in known.addresses if not is_broker(a))
             for peer, known in self._peers.items()
         }
         self._members = {known.certificate: peer for peer, known in self._peers.items()}

@@ -129,6 +129,22 @@ class CharterSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     pins: PinSettings | None = None
 
 
+class MqttSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[mqtt]: the broker through which this node also meets its neighbours."""
+
+    broker: str  # mqtt://, mqtts:// or wss://
+    user: str | None = None
+    password_file: str | None = None  # else the environment's GRAPEVINE_MQTT_PASSWORD
+    ca_file: str | None = None  # PEM; absent: the system's own
+    certificate_file: str | None = None  # PEM, with key_file: where the broker asks for one
+    key_file: str | None = None
+    proxy: str | None = None  # http://host:port, for CONNECT; password in GRAPEVINE_PROXY_PASSWORD
+    client_id: str | None = None  # for brokers that bind rights to it; absent: a random one
+    prefix: str = "gv1"  # of all topics, the same at all members
+    version: Literal["auto", "5", "3.1.1"] = "auto"
+    packet_bytes_max: Annotated[int, Meta(ge=1024, le=1024 * 1024)] | None = None
+
+
 class NodeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """NODE.toml: one member's own machine. Nothing shared, nothing secret."""
 
@@ -138,4 +154,5 @@ class NodeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     device: str = "cpu"
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
     passphrase_file: str | None = None
+    mqtt: MqttSettings | None = None
     data: dict[str, Any] = {}

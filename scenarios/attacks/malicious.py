@@ -101,6 +101,9 @@ class MaliciousLinks:
     def broken_off(self) -> Mapping[str, int]:
         return self._inner.broken_off
 
+    def via(self, peer: NodeId) -> str:
+        return self._inner.via(peer)
+
     def dial(self, peer: NodeId) -> None:
         self._inner.dial(peer)
 
@@ -141,3 +144,6 @@ class MaliciousLinks:
 
     def on_drained(self, peer: NodeId) -> None:
         self._owner.on_drained(peer)
+
+    def on_broker(self, up: bool, why: str) -> None:
+        self._owner.on_broker(up, why)

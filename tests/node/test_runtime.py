@@ -49,6 +49,9 @@ class End:
     def _soon(self, function: Callable[..., None], *arguments: Any) -> None:
         asyncio.get_running_loop().call_soon(function, *arguments)
 
+    def via(self, peer: Any) -> str:
+        return "memory"
+
     def dial(self, peer: Any) -> None:
         other = self.pipe.ends.get(peer)
         if other is None:

@@ -56,6 +56,24 @@ def test_the_demo_with_a_hospital_killed(tmp_path: Path, capfd: pytest.CaptureFi
     assert not (folder / "report.html").exists()
 
 
+def test_the_demo_through_a_broker(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "demo"
+    arguments = ["demo", "--transport", "mqtt", "--dir", str(folder), "--rounds", "6"]
+    code = main([*arguments, "--json", "-"])
+    out, shown = capfd.readouterr()
+    assert code == 0, shown
+    found: dict[str, Any] = json.loads(out)
+    assert {node["ended"] for node in found["nodes"].values()} == {"finished"}
+    assert all(node["accuracy"] > 0.5 for node in found["nodes"].values())
+    for name in CLINICS:
+        lines = (folder / name / "log.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines if line.startswith("{")]
+        (ready,) = [event for event in events if event["event"] == "ready"]
+        assert ready["listen"] is None
+        assert {event["via"] for event in events if event["event"] == "linked"} == {"mqtt"}
+        assert [event["up"] for event in events if event["event"] == "broker"][-1] is True
+
+
 def test_ctrl_c_ends_the_demo_and_all_its_processes(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     demo = subprocess.Popen(

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
+
+import brokers
 
 from crypto.certificate import make_certificate, private_key_pem
 from crypto.channel import Channel, make_context
 from crypto.identity import NodeId, SigningKey, node_id
+from node.transport import mqtt
 from node.transport.addresses import PeerAddress
 from node.transport.links import Link, Transport
 from node.transport.memory import MemoryNetwork, MemoryTransport
+from node.transport.mqtt import MqttTransport
+from node.transport.mqtt_login import login
 from node.transport.tcp import Limits, TcpTransport
+from node.types.settings import MqttSettings
+
+# kind of transport -> what brings up its broker
+BROKERS: dict[str, Callable[[], str]] = {"amqtt": brokers.amqtt, "mosquitto": brokers.mosquitto}
 
 KEYS = sorted(
     (SigningKey.from_seed(bytes([n]) * 32) for n in range(1, 5)), key=lambda k: node_id(k.public)
@@ -71,12 +82,19 @@ class Bench:
         self.transports: list[Transport] = []
         self.heard: dict[int, Recorder] = {}
         self._changed = asyncio.Event()  # of them all: conditions may look at several
+        self.consortium = secrets.token_bytes(32)  # tests that share a broker do not meet
+        self.redial = False  # as the core does, where a dial may fail by chance
+        self.url = ""
+        if kind in BROKERS:
+            self.url = BROKERS[kind]()
 
     async def member(self, me: int, *, knows: tuple[int, ...] = (0, 1, 2), **options: Any) -> Any:
         """A listening transport; those made before it know its address, and it theirs."""
         transport: Any
         if self.kind == "memory":
             transport = MemoryTransport(IDS[me], self.network, **options)
+        elif self.kind in BROKERS:
+            transport = self.through_broker(me, knows, **options)
         else:
             options.setdefault("limits", Limits(closing_s=0.1))  # stalled peers take nothing
             transport = TcpTransport(
@@ -90,6 +108,8 @@ class Bench:
         self.heard[me] = Recorder(self._changed)
         transport.attach(self.heard[me])
         await transport.listen()
+        if self.kind in BROKERS:
+            await self.until(lambda: transport.session.up)
         if self.kind == "tcp":
             for other in self.transports:
                 other._addresses[IDS[me]] = (transport.listening,)
@@ -97,9 +117,29 @@ class Bench:
         self.transports.append(transport)
         return transport
 
+    def through_broker(self, me: int, knows: tuple[int, ...], **options: Any) -> MqttTransport:
+        options.setdefault("limits", mqtt.Limits(closing_s=0.5))
+        version = "3.1.1" if self.kind == "amqtt" else "auto"
+        chosen = {"version": version, **options.pop("broker", {})}
+        settings = MqttSettings(broker=self.url, **chosen)
+        return MqttTransport(
+            IDS[me],
+            login(settings, base=Path()),
+            consortium=self.consortium,
+            epoch=0,
+            certificate=CERTIFICATES[me],
+            key_pem=private_key_pem(KEYS[me]),
+            sign=KEYS[me].sign,
+            peers={IDS[n]: PeerAddress(CERTIFICATES[n], (self.url,)) for n in knows},
+            **options,
+        )
+
     async def pair(self, **options: Any) -> tuple[Any, Any, Link, Link]:
         """Two members and the link between them, dialled by the first."""
         a, b = await self.member(0, **options), await self.member(1, **options)
+        if self.redial:
+            tell = self.heard[0].on_dial_failed
+            self.heard[0].on_dial_failed = lambda peer, why: (tell(peer, why), a.dial(peer))
         a.dial(b.me)
         return a, b, await self.heard[0].first("link"), await self.heard[1].first("link")
 
@@ -112,12 +152,16 @@ class Bench:
         """The end that has ``link`` reads no more."""
         if self.kind == "memory":
             self.network.hold(link.peer, link._owner.me)
+        elif self.kind in BROKERS:
+            link.connection._take = lambda body: None
         else:
             link._connection._transport.pause_reading()
 
     def go_on(self, link: Any) -> None:
         if self.kind == "memory":
             self.network.release(link.peer, link._owner.me)
+        elif self.kind in BROKERS:
+            del link.connection._take
         else:
             link._connection._transport.resume_reading()
 

@@ -149,6 +149,18 @@ def test_neighbours_that_cannot_reach_each_other(site, do, refused) -> None:
     assert "both only dial out" in new(site, refused)
 
 
+@pytest.mark.parametrize("met", [True, False])
+def test_members_that_meet_at_a_broker_need_no_port(site, do, refused, met) -> None:
+    at = ["--address", "mqtts://broker.example"]
+    for name in site.names:
+        there = at if met or name != "clinic-b" else []
+        do("id", "--state", site.state(name), "--card", site.card(name), *there)
+    if met:
+        do("consortium", "new", site.charter, *site.cards)
+    else:
+        assert "or both a broker" in new(site, refused)
+
+
 @pytest.mark.parametrize("what", ["key", "toml", "nothing", "binary", "cut", "folder"])
 def test_a_card_of_the_wrong_kind(site, refused, what: str) -> None:
     wrong = site.path / "wrong.card"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import brokers
 import pytest
 from links_bench import IDS, Bench, play
 
@@ -15,8 +16,10 @@ from node.types.messages import CHUNK_BYTES, FRAME_BYTES_MAX
 KiB = 1024
 
 
-@pytest.fixture(params=["memory", "tcp"])
+@pytest.fixture(params=["memory", "tcp", "amqtt", "mosquitto"])
 def kind(request):
+    if request.param == "mosquitto" and brokers.MOSQUITTO is None:
+        pytest.skip(brokers.WITHOUT_MOSQUITTO)
     return request.param
 
 
@@ -222,7 +225,7 @@ def test_drained_waits_while_the_peer_does_not_read(kind):
 
 def test_drained_ends_when_the_link_does(kind):
     async def scene(bench: Bench):
-        patient = {"limits": Limits(closing_s=30)} if kind == "tcp" else {}
+        patient = {"tcp": {"limits": Limits(closing_s=30)}}.get(kind, {})
         *_, at_a, at_b = await bench.pair(**patient)
         bench.stall(at_b)
         while at_a.outbox_bytes < 4 * CHUNK_BYTES:

@@ -1,0 +1,398 @@
+"""Links through an MQTT broker that nobody has to trust: rendezvous, who is who, and bounds.
+
+`mqtt_session.py` has the broker's connection, `mqtt_connection.py` one link, `mqtt_pipe.py` the
+stream below its TLS, `mqtt_bulk.py` the chunks that are published once for all neighbours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from crypto.certificate import certificate_public_key
+from crypto.channel import Channel, Stranger, make_context
+from crypto.identity import NodeId, short_id
+from node.errors import GrapevineError, RemoteProtocolError, TransportError
+from node.transport.addresses import SEAT_BYTES, PeerAddress, is_broker, seat
+from node.transport.links import HANDSHAKE_S, OUTBOX_BYTES_MAX, Gate, Link, Transport
+from node.transport.mqtt_bulk import Bulk
+from node.transport.mqtt_connection import DIAL_BYTES, Connection, MqttLink
+from node.transport.mqtt_login import Login
+from node.transport.mqtt_pipe import HEAD_BYTES, SEGMENT_BYTES, TAG_BYTES
+from node.transport.mqtt_presence import AGAIN_S, Presences
+from node.transport.mqtt_session import Session
+
+_log = logging.getLogger("grapevine.transport")
+
+HELLO_VERSION: Final = 1
+ABSENT_S: Final = 2.0  # to answer a dial, for who is not known to be at the broker
+_HELLO_BYTES: Final = 2 + DIAL_BYTES + SEAT_BYTES
+_TO_ACCEPTOR, _TO_DIALLER = 0, 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a stranger, a broker or a slow member can cost at most."""
+
+    handshake_s: float = HANDSHAKE_S
+    closing_s: float = 5.0
+    away_s: float = 10.0  # links wait this long for the broker to come back
+    half_open: int = 64  # dials of others that have not shown who they are
+    half_open_per_seat: int = 4
+    outbox_bytes: int = OUTBOX_BYTES_MAX
+    log_s: float = 10.0
+
+
+class MqttTransport(Transport):
+    """Links over one broker.
+
+    certificate, key_pem: the own node's, DER and PKCS #8; sign: with its key, for a purpose.
+    peers: who may link, by id. advertise: where else this node can be reached, for its presence.
+    """
+
+    def __init__(
+        self,
+        me: NodeId,
+        login: Login,
+        *,
+        consortium: bytes,
+        epoch: int,
+        certificate: bytes,
+        key_pem: bytes,
+        sign: Callable[[str, bytes], bytes],
+        peers: Mapping[NodeId, PeerAddress],
+        advertise: tuple[str, ...] = (),
+        gate: Gate | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        super().__init__(
+            me,
+            gate=gate,
+            race_s=self.limits.handshake_s,
+            outbox_bytes_max=self.limits.outbox_bytes,
+        )
+        self._login = login
+        self._peers = {peer: peers[peer] for peer in sorted(peers) if peer != me}
+        self._members = {known.certificate: peer for peer, known in self._peers.items()}
+        self._seats = {peer: seat(consortium, peer, epoch) for peer in (me, *self._peers)}
+        self._by_seat = {place: peer for peer, place in self._seats.items()}
+        trusted = tuple(known.certificate for known in self._peers.values())
+        self._server_context, self._client_context = (
+            make_context(
+                server_side=side, certificate=certificate, key_pem=key_pem, trusted=trusted
+            )
+            for side in (True, False)
+        )
+        self._dials: dict[NodeId, asyncio.Task[None]] = {}
+        self._connections: dict[tuple[bytes, bool], Connection] = {}  # by dial, and who dialled
+        self._half_open: dict[bytes, None] = {}  # dials of others
+        self._joining: dict[bytes, asyncio.Task[None]] = {}
+        self._stirred: dict[Link, asyncio.Future[None]] = {}
+        self._away: asyncio.TimerHandle | None = None
+        self._unlogged, self._log_after = 0, 0.0
+        self._closing = False
+        self.presences = Presences(
+            me,
+            consortium=consortium,
+            epoch=epoch,
+            keys={p: certificate_public_key(known.certificate) for p, known in self._peers.items()},
+            sign=sign,
+            addresses=advertise,
+        )
+        self._renewal: asyncio.TimerHandle | None = None
+
+    # ── what every transport does ───────────────────────────────────────────────────────────
+
+    async def listen(self) -> None:
+        """Meet the broker, now or whenever it is there."""
+        mine = self._seats[self.me].hex()
+        self.session = Session(
+            self._login,
+            will=self._topic("bye", mine),
+            probe=self._topic("in", mine, "probe"),
+            changed=self._broker_changed,
+        )
+        self.bulk = Bulk(self)
+        await self.session.subscribe(self._topic("in", mine, "hello"), 1, self._hello)
+        for peer in self._peers:
+            place = self._seats[peer].hex()
+            await self.session.subscribe(self._topic("bye", place), 0, self._watch(peer))
+            await self.session.subscribe(self._topic("at", place), 1, self._present(peer))
+        self.session.start()
+
+    def dial(self, peer: NodeId) -> None:
+        if self._closing or peer in self.links or peer in self._dials:
+            return
+        task = asyncio.get_running_loop().create_task(self._dial(peer))
+        self._dials[peer] = task
+        task.add_done_callback(lambda done: self._dialled(peer, done))
+
+    async def close(self) -> None:
+        self._closing = True
+        for task in (*self._dials.values(), *self._joining.values()):
+            task.cancel()
+        await asyncio.gather(*self._dials.values(), *self._joining.values(), return_exceptions=True)
+        for link in list(self.links.values()):
+            link.close("this node stops")
+        if self.session.up:
+            for connection in list(self._connections.values()):
+                connection.abort()  # unless it is a link
+            ends = [one.over for one in self._connections.values()]
+            await asyncio.gather(*ends)  # what was sent goes out, if the other end takes it in time
+        for connection in list(self._connections.values()):
+            connection.finish()
+        for timer in (self._away, self._renewal):
+            if timer is not None:
+                timer.cancel()
+        self.session.post(self._topic("at", self._seats[self.me].hex()), b"", retain=True)
+        self.bulk.close()
+        await self.bulk.receiving.closed()
+        await self.session.close()
+        self._tell_downs()
+
+    def retire(self, link: Link, why: str) -> None:
+        super().retire(link, why)
+        if isinstance(link, MqttLink):
+            self.bulk.down(link)
+        self.stir()
+
+    # ── for connections ─────────────────────────────────────────────────────────────────────
+
+    @property
+    def segment_bytes(self) -> int:
+        """What fits of a stream into one message, whichever topic it takes."""
+        room = self.session.packet_bytes - max(TAG_BYTES, _HELLO_BYTES) - HEAD_BYTES
+        return min(SEGMENT_BYTES, room)
+
+    def hello(self, connection: Connection, body: bytes) -> tuple[str, bytes]:
+        """Topic and message of a piece of a handshake."""
+        way = _TO_ACCEPTOR if connection.dialled else _TO_DIALLER
+        head = bytes((HELLO_VERSION, way)) + connection.dial + self._seats[self.me]
+        return self._topic("in", connection.seat.hex(), "hello"), head + body
+
+    def pipe_topic(self, peer: NodeId, topic: bytes) -> str:
+        return self._topic("in", self._seats[peer].hex(), topic.hex())
+
+    def transfer_topic(self, topic: bytes, peer: NodeId | None = None) -> str:
+        """Where ``peer`` publishes a payload once; None: this node."""
+        return self._topic("out", self._seats[peer or self.me].hex(), topic.hex())
+
+    def hear(self, link: Link, frame: bytes) -> None:
+        """Hand a frame to the core as if it had just come over ``link``."""
+        self.handler.on_frame(link, memoryview(frame))
+
+    def identify(self, certificate: bytes) -> NodeId:
+        peer = self._members.get(certificate)
+        if peer is None:
+            raise Stranger("its certificate is not in the roster")
+        return peer
+
+    def settled(self, connection: Connection) -> None:
+        """A dial of another end has shown who it is, or is given up."""
+        if not connection.dialled:
+            self._half_open.pop(connection.dial, None)
+
+    def gone(self, connection: Connection) -> None:
+        self.settled(connection)
+        self._connections.pop((connection.dial, connection.dialled), None)
+        self.session.unsubscribe(self.pipe_topic(self.me, connection.topic))
+        self.stir()
+
+    def refuse(self, reason: str, place: bytes, why: str) -> None:
+        self.stats.refused[reason] += 1
+        self._unlogged += 1
+        now = asyncio.get_running_loop().time()
+        if now >= self._log_after:
+            known = self._by_seat.get(place)
+            _log.warning(
+                "%s through the broker: refused (%s): %s; %d such since the last line",
+                "somebody" if known is None else short_id(known),
+                reason,
+                why,
+                self._unlogged,
+            )
+            self._unlogged, self._log_after = 0, now + self.limits.log_s
+
+    # ── waiting for room ────────────────────────────────────────────────────────────────────
+
+    async def moved(self, link: Link) -> None:
+        """Return when something left, or the link closed."""
+        waiter = self._stirred.get(link)
+        if waiter is None:
+            waiter = self._stirred[link] = asyncio.get_running_loop().create_future()
+        await asyncio.shield(waiter)
+
+    def stir(self) -> None:
+        stirred, self._stirred = self._stirred, {}
+        for waiter in stirred.values():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # ── own tasks ───────────────────────────────────────────────────────────────────────────
+
+    def _topic(self, *parts: str) -> str:
+        return "/".join((self._login.prefix, *parts))
+
+    def _watch(self, peer: NodeId) -> Callable[[bytes, bool], None]:
+        """Takes the last will of ``peer``: a hint, and anybody may forge it."""
+
+        def heard(_: bytes, retained: bool) -> None:
+            link = self.links.get(peer)
+            if not retained and isinstance(link, MqttLink):
+                link.connection.suspect()
+
+        return heard
+
+    def _present(self, peer: NodeId) -> Callable[[bytes, bool], None]:
+        """Takes what the broker has of ``peer``'s presence; what is not its own is counted."""
+
+        def heard(message: bytes, _: bool) -> None:
+            if not message:
+                self.presences.gone(peer)
+                return
+            try:
+                self.presences.take(peer, message, _wall_ms())
+            except RemoteProtocolError as error:
+                self.stats.refused[f"presence-{error.reason}"] += 1
+
+        return heard
+
+    def _renew(self) -> None:
+        """Say that we are here, and again before that is out of date."""
+        place = self._topic("at", self._seats[self.me].hex())
+        self.session.post(place, self.presences.own(_wall_ms()), retain=True)
+        self._renewal = asyncio.get_running_loop().call_later(AGAIN_S, self._renew)
+
+    def patience(self, connection: Connection) -> float:
+        """Seconds that a handshake may take; less where nobody says that there is anybody."""
+        peer = self._by_seat.get(connection.seat)
+        if connection.dialled and peer and not self.presences.here(peer, _wall_ms()):
+            return min(ABSENT_S, self.limits.handshake_s)
+        return self.limits.handshake_s
+
+    def _hello(self, message: bytes, retained: bool) -> None:
+        """A piece of a handshake, from anybody."""
+        if retained or len(message) < _HELLO_BYTES or message[0] != HELLO_VERSION:
+            self.stats.refused["handshake"] += 1
+            return
+        dial, place = message[2 : 2 + DIAL_BYTES], message[2 + DIAL_BYTES : _HELLO_BYTES]
+        body = memoryview(message)[_HELLO_BYTES:]
+        dialled = message[1] == _TO_DIALLER
+        connection = self._connections.get((dial, dialled))
+        if connection is not None:
+            if connection.seat == place:
+                connection.take_open(body)
+            return
+        if dialled or self._closing:
+            return  # of a dial that was given up, or replayed
+        if self._by_seat.get(place, self.me) == self.me:
+            self.stats.refused["stranger"] += 1
+            return
+        here = [
+            one
+            for one in self._connections.values()
+            if one.seat == place and one.dial in self._half_open
+        ]
+        if (
+            len(self._half_open) >= self.limits.half_open
+            or len(here) >= self.limits.half_open_per_seat
+        ):
+            self.refuse("half-open", place, "too many handshakes that were not ended")
+            return
+        if len(body) < HEAD_BYTES or any(body[1:9]):
+            return  # not the beginning of one
+        channel = Channel(self._server_context, server_side=True)
+        self._half_open[dial] = None
+        self._open(channel, place=place, dial=dial, peer=None).take_open(body)
+
+    def _open(
+        self, channel: Channel, *, place: bytes, dial: bytes, peer: NodeId | None
+    ) -> Connection:
+        connection = Connection(self, channel, seat=place, dial=dial, peer=peer)
+        self._connections[dial, connection.dialled] = connection
+        task = asyncio.get_running_loop().create_task(self._join(connection))
+        self._joining[connection.topic] = task
+        task.add_done_callback(lambda _: self._joining.pop(connection.topic, None))
+        connection.begin()
+        return connection
+
+    async def _join(self, connection: Connection) -> None:
+        topic = self.pipe_topic(self.me, connection.topic)
+        if await self.session.subscribe(topic, 1, connection.take_sealed):
+            connection.subscribed()
+        if connection.ended:
+            self.session.unsubscribe(topic)
+
+    async def _dial(self, peer: NodeId) -> None:
+        why = "it has no address" if peer in self._peers else "it is not a member"
+        if not self.gate(peer):
+            why = "unreachable"
+        elif peer in self._peers and any(map(is_broker, self._peers[peer].addresses)):
+            try:
+                await self._connect(peer)
+                return
+            except GrapevineError as error:
+                why = f"{self.session}: {error}" if self.session.up else str(error)
+        if peer not in self.links and not self._closing:
+            del self._dials[peer]
+            self.handler.on_dial_failed(peer, why)
+
+    async def _connect(self, peer: NodeId) -> None:
+        if not self.session.up:
+            raise TransportError("the broker is away")
+        expected = self._peers[peer].certificate
+        channel = Channel(self._client_context, server_side=False, expected=expected)
+        connection = self._open(
+            channel, place=self._seats[peer], dial=secrets.token_bytes(DIAL_BYTES), peer=peer
+        )
+        try:
+            await connection.outcome
+        except BaseException:
+            connection.abort()
+            raise
+
+    def _dialled(self, peer: NodeId, task: asyncio.Task[None]) -> None:
+        if self._dials.get(peer) is task:
+            del self._dials[peer]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"dialling {short_id(peer)} failed", "exception": error}
+            )
+
+    def _broker_changed(self, up: bool, why: str) -> None:
+        loop = asyncio.get_running_loop()
+        if up:
+            if self._away is not None:
+                self._away.cancel()
+                self._away = None
+            self._renew()
+            for connection in list(self._connections.values()):
+                connection.subscribed()
+                connection.broker_back()
+            self.bulk.broker_back()
+        elif self._away is None and not self._closing:
+            self._away = loop.call_later(self.limits.away_s, self._give_up)
+        if not up and self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
+        self.stir()
+        if not self._closing:
+            self.on_broker(up, f"{self.session}: {why}" if why else str(self.session))
+
+    def _give_up(self) -> None:
+        """The broker stays away: say of every link that it is down."""
+        self._away = None
+        for connection in list(self._connections.values()):
+            if connection.link is not None:
+                connection.link.end("the broker is away")
+            connection.finish()
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,92 @@
+"""deploy/mosquitto.conf and deploy/mosquitto.acl, as they stand there, with three members."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+
+import broker_certificates
+import brokers
+import pytest
+from links_bench import IDS, Bench, play
+from payloads import Fetcher, Payload, Server
+
+from node.transport.addresses import seat
+from node.types.messages import MiB
+from scenarios.founding import free_ports
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+pytestmark = pytest.mark.skipif(brokers.MOSQUITTO is None, reason=brokers.WITHOUT_MOSQUITTO)
+
+
+class Deployed(brokers.Mosquitto):
+    """mosquitto with the files of deploy/, and the rights of members 0 to 2 of ``consortium``."""
+
+    def __init__(self, folder: Path, consortium: bytes) -> None:
+        self.port, self.folder, self.process = free_ports(1)[0], folder, None
+        self.url = f"mqtts://127.0.0.1:{self.port}"
+        self.config = folder / "mosquitto.conf"
+        broker_certificates.make(folder)
+        for name in ("pem", "key"):
+            (folder / f"server.{name}").rename(folder / f"broker.{name}")
+        text = (DEPLOY / "mosquitto.conf").read_text()
+        text = text.replace("/mosquitto/config", str(folder))
+        text = text.replace("listener 8883", f"listener {self.port} 127.0.0.1")
+        if os.geteuid() == 0:
+            text += "user root\n"
+        self.config.write_text(text)
+        block = (DEPLOY / "mosquitto.acl").read_text().split("\nuser ", 1)[1]
+        rights = []
+        for n in range(3):
+            mine = block.replace("clinic-a", f"clinic-{n}")
+            rights.append("user " + mine.replace("SEAT", seat(consortium, IDS[n], 0).hex()))
+            (folder / f"{n}.secret").write_text(f"secret {n}")
+        (folder / "acl").write_text("\n".join(rights))
+        (folder / "passwords").write_text("".join(f"clinic-{n}:secret {n}\n" for n in range(3)))
+        subprocess.run(
+            ["mosquitto_passwd", "-U", folder / "passwords"], check=True, capture_output=True
+        )
+
+    def login(self, n: int) -> dict[str, object]:
+        return {
+            "user": f"clinic-{n}",
+            "password_file": str(self.folder / f"{n}.secret"),
+            "ca_file": str(self.folder / "ca.pem"),
+        }
+
+
+def test_members_link_and_fetch_and_a_third_reads_nothing_of_theirs(tmp_path):
+    payload = Payload(3 * MiB)
+
+    async def scene(bench: Bench) -> None:
+        broker = Deployed(tmp_path, bench.consortium)
+        with broker.up():
+            bench.url = broker.url
+            a = await bench.member(0, broker=broker.login(0))
+            b = await bench.member(1, broker=broker.login(1))
+            c = await bench.member(2, broker=broker.login(2))
+            heard: list[bytes] = []
+            for topic in (f"gv1/in/{a._seats[b.me].hex()}/#", "gv1/in/#", "#"):
+                await c.session.subscribe(topic, 0, lambda *_: None)
+            await c.session.subscribe(
+                f"gv1/in/{a._seats[b.me].hex()}/hello", 0, lambda data, _: heard.append(data)
+            )
+            a.dial(b.me)
+            at_a = await bench.heard[0].first("link")
+            fetcher = Fetcher(bench.heard[1], await bench.heard[1].first("link"), payload)
+            server = Server(bench.heard[0], payload)
+            server.offer(at_a)
+            await bench.heard[1].until(lambda: payload.offer in bench.heard[1].of("frame"))
+            fetcher.start()
+            await bench.heard[1].until(lambda: fetcher.complete)
+            fetcher.stop()
+            assert fetcher.data == payload.data
+            await bench.until(lambda: a.presences._newest and c.presences._newest)
+            await asyncio.sleep(0.1)
+            assert heard == []
+            for transport in bench.transports:
+                await transport.close()
+
+    play("mosquitto", scene)

@@ -1,0 +1,219 @@
+"""A broker that tampers can delay, and nothing else; and it learns nothing but sizes and times."""
+
+from __future__ import annotations
+
+import asyncio
+
+import brokers
+import pytest
+from hostile import Hostile
+from links_bench import IDS, KEYS, Bench, play
+from payloads import Fetcher, Payload, Server
+
+from node.types.messages import MiB
+
+ALONE = ["drop", "delay", "duplicate", "reorder", "replay", "readdress", "corrupt"]
+UPSTREAM = "mosquitto" if brokers.MOSQUITTO else "amqtt"
+
+
+def behind(scene, *behaviours, rate=0.1):
+    """Play ``scene(bench, proxy)`` with every member behind a hostile broker."""
+
+    async def whole(bench: Bench):
+        proxy = Hostile(bench.url, *behaviours, rate=rate)
+        bench.url = await proxy.start()
+        bench.redial = True
+        bench.options = {"broker": {"version": "3.1.1"}}
+        try:
+            await scene(bench, proxy)
+        finally:
+            for transport in bench.transports:
+                await transport.close()
+            await proxy.stop()
+
+    play(UPSTREAM, whole)
+
+
+@pytest.mark.parametrize("behaviours", [*[[one] for one in ALONE], ALONE], ids="+".join)
+def test_it_can_only_delay(behaviours):
+    frames = [n.to_bytes(2, "big") + bytes(n) for n in range(1, 200)]
+    payload = Payload(6 * MiB)
+
+    async def scene(bench: Bench, proxy: Hostile):
+        *_, at_a, at_b = await bench.pair(**bench.options)
+        server = Server(bench.heard[0], payload)
+        fetcher = Fetcher(bench.heard[1], at_b, payload, patience_s=1)
+        for frame in frames:
+            at_a.send(frame)
+        server.offer(at_a)
+        await bench.heard[1].until(lambda: payload.offer in bench.heard[1].of("frame"))
+        fetcher.start()
+        await bench.heard[1].until(lambda: fetcher.complete)
+        fetcher.stop()
+        assert bench.heard[1].of("frame")[: len(frames)] == frames
+        assert fetcher.data == payload.data
+        assert bench.heard[0].of("down") == bench.heard[1].of("down") == []
+        assert set(proxy.counts) == set(behaviours), "it did all that it was told to"
+
+    behind(scene, *behaviours)
+
+
+def test_a_recording_holds_nothing_in_clear():
+    payload = Payload(3 * MiB)
+    metric = b"accuracy 0.8711 of clinic-a, a metric"
+
+    async def scene(bench: Bench, proxy: Hostile):
+        proxy.record = True
+        a, _, at_a, at_b = await bench.pair(**bench.options)
+        server = Server(bench.heard[0], payload)
+        fetcher = Fetcher(bench.heard[1], at_b, payload)
+        at_a.send(metric)
+        server.offer(at_a)
+        await bench.heard[1].until(lambda: payload.offer in bench.heard[1].of("frame"))
+        fetcher.start()
+        await bench.heard[1].until(lambda: fetcher.complete)
+        fetcher.stop()
+        groups = [group for groups in a.bulk.sending._groups.values() for group in groups]
+        keys = [group.cipher.key for group in groups]
+        keys += [at_a.connection.key, at_b.connection.key, KEYS[0].seed, KEYS[1].seed]
+        assert len(proxy.recording) > 2 * len(payload.data)  # in and out again
+        recording = bytes(proxy.recording)
+        for secret in (metric, payload.offer[6:], payload.root, *keys):
+            slices = [secret[start : start + 16] for start in range(0, len(secret) - 15, 16)]
+            assert not any(one in recording for one in slices if any(one))  # zeros are no secret
+        for start in range(0, len(payload.data), 65536):
+            assert payload.data[start : start + 8] not in recording
+
+    behind(scene)
+
+
+def test_a_broker_that_closes_after_every_message_is_borne_with_patience():
+    async def scene(bench: Bench, proxy: Hostile):
+        a, b, at_a, _ = await bench.pair(**bench.options)
+        ups = []
+        bench.transports[0].on_broker = lambda up, why: ups.append(up)
+        proxy.kill_after_message = True
+        at_a.send(b"before")
+        await bench.until(lambda: ups.count(True) >= 3)
+        assert bench.transports[0].session.failures >= 2, "it waits longer every time"
+        proxy.kill_after_message = False
+        await bench.until(lambda: a.session.up and b.session.up)
+        if b.me not in a.links:  # its last will was published: a link is made again
+            a.dial(b.me)
+            await bench.until(lambda: b.me in a.links)
+        a.links[b.me].send(b"after")
+        await bench.heard[1].until(lambda: bench.heard[1].of("frame")[-1:] == [b"after"])
+
+    behind(scene)
+
+
+def test_links_outlive_a_broker_that_is_away_for_a_moment_and_no_byte_is_doubled():
+    frames = [bytes([n]) * 3000 for n in range(1, 60)]
+
+    async def scene(bench: Bench, proxy: Hostile):
+        *_, at_a, at_b = await bench.pair(**bench.options)
+        for n, frame in enumerate(frames):
+            at_a.send(frame)
+            at_b.send(frame)
+            if n in (10, 30):
+                proxy.cut()
+                await bench.until(lambda: not bench.transports[0].session.up)
+        for heard in (bench.heard[0], bench.heard[1]):
+            await heard.first("frame", len(frames))
+            assert heard.of("frame") == frames
+            assert heard.of("down") == []
+
+    behind(scene)
+
+
+def test_links_go_down_when_the_broker_stays_away_and_say_so():
+    from node.transport.mqtt import Limits
+
+    async def scene(bench: Bench, proxy: Hostile):
+        patient = {**bench.options, "limits": Limits(away_s=0.2, closing_s=0.2)}
+        a, b, *_ = await bench.pair(**patient)
+        proxy._server.close()
+        proxy.cut()
+        assert await bench.heard[0].first("down") == "the broker is away"
+        assert await bench.heard[1].first("down") == "the broker is away"
+        a.dial(b.me)
+        assert "broker is away" in await bench.heard[0].first("failed")
+
+    behind(scene)
+
+
+def test_a_last_will_is_a_hint_that_one_who_answers_refutes(monkeypatch):
+    from node.transport import mqtt_connection
+
+    monkeypatch.setattr(mqtt_connection, "_PROBE_S", 0.3)
+
+    async def scene(bench: Bench, proxy: Hostile):
+        *_, at_a, at_b = await bench.pair(**bench.options)
+        at_a.connection.suspect()  # as if the broker had published b's will
+        await asyncio.sleep(0.4)
+        assert bench.heard[0].of("down") == []
+        bench.stall(at_b)
+        at_a.connection.suspect()
+        assert "does not answer" in await bench.heard[0].first("down")
+
+    behind(scene)
+
+
+def test_lost_parts_are_published_again_once_and_nothing_else():
+    payload = Payload(24 * MiB)
+
+    async def scene(bench: Bench, proxy: Hostile):
+        a, _, at_a, at_b = await bench.pair(**bench.options)
+        server = Server(bench.heard[0], payload)
+        fetcher = Fetcher(bench.heard[1], at_b, payload, patience_s=60)
+        lost = []
+
+        def passes(message, towards_broker):
+            if towards_broker or "/out/" not in message.topic or len(lost) >= 5:
+                return True
+            if proxy.rng.random() < 0.2:
+                lost.append(len(message.payload))
+                return False
+            return True
+
+        proxy.passes = passes
+        server.offer(at_a)
+        await bench.heard[1].until(lambda: payload.offer in bench.heard[1].of("frame"))
+        fetcher.start()
+        await bench.heard[1].until(lambda: fetcher.complete)
+        fetcher.stop()
+        assert len(lost) == 5 and fetcher.asked_again == 0 and fetcher.data == payload.data
+        assert a.bulk.sending.repaired_bytes == sum(lost)
+
+    behind(scene)
+
+
+def test_a_forged_piece_of_the_handshake_has_no_effect_on_a_link_that_is_up():
+    async def scene(bench: Bench, proxy: Hostile):
+        a, b, at_a, at_b = await bench.pair(**bench.options)
+        for link in (at_a, at_b):  # exactly what would come next, from who knows the dial
+            offset = link.connection.pipe.received
+            body = bytes(1) + offset.to_bytes(8, "big") + bytes(8) + b"garbage"
+            link.connection.take_open(memoryview(body))
+            hello = bytes((1, 0 if link is at_b else 1)) + link.connection.dial
+            a._hello(hello + a._seats[b.me] + body, False)
+        at_a.send(b"unmoved")
+        assert await bench.heard[1].first("frame") == b"unmoved"
+        assert bench.heard[0].of("down") == bench.heard[1].of("down") == []
+
+    behind(scene)
+
+
+def test_strangers_at_the_rendezvous_are_bounded():
+    async def scene(bench: Bench, proxy: Hostile):
+        a = await bench.member(0, **bench.options)
+        start = bytes(17) + b"\x16\x03\x01"
+        for n in range(200):
+            place = a._seats[IDS[1 + n % 2]]
+            a._hello(bytes((1, 0)) + n.to_bytes(16, "big") + place + start, False)
+        assert len(a._half_open) == 2 * a.limits.half_open_per_seat
+        a._hello(bytes((1, 0)) + b"d" * 16 + bytes(16) + start, False)  # no member's seat
+        assert a.stats.refused["stranger"] == 1 and a.stats.refused["half-open"] > 100
+        assert a.links == {}
+
+    behind(scene)
