@@ -13,9 +13,9 @@ STAMP := $(VENV)/.installed
 PIP_EXTRA := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test test-docker check bench images sbom clean
 help:
-	@sed -n '1,7p' Makefile; echo; echo "targets: setup demo test check bench clean"
+	@sed -n '1,7p' Makefile; echo; echo "targets: setup demo test test-docker check bench images sbom clean"
 
 setup: $(STAMP)
 
@@ -32,7 +32,11 @@ demo: $(STAMP)
 	$(BIN)/grapevine demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not docker"
+
+# needs a Docker engine and builds the images first; without one, says why it skips
+test-docker: $(STAMP)
+	$(BIN)/python -m pytest -q -m docker
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -44,6 +48,16 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/link.py
 	$(BIN)/python benchmarks/determinism.py
+
+images:
+	docker build --target node --build-arg TORCH_INDEX=$(TORCH_INDEX) --tag grapevine-node .
+	docker build --target scenario --build-arg TORCH_INDEX=$(TORCH_INDEX) --tag grapevine-scenario .
+
+# the node image's bill of materials, CycloneDX as JSON: it lies in the image itself
+sbom: images
+	@mkdir -p dist
+	docker run --rm --network none --entrypoint cat grapevine-node /opt/app/sbom.cdx.json > dist/sbom.cdx.json
+	@echo "dist/sbom.cdx.json"
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis grapevine-demo

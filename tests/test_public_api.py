@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -28,6 +31,18 @@ def test_a_scenario_runs_by_seed(tmp_path):
     assert first.trace_hash == again.trace_hash != other.trace_hash
     loaded = grapevine.load_scenario(path)
     assert grapevine.run(loaded.with_seed(1)).trace_hash == first.trace_hash
+
+
+def test_every_name_is_there_and_no_other():
+    assert all(getattr(grapevine, name) is not None for name in grapevine.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'simulate'"):
+        grapevine.simulate  # noqa: B018
+
+
+def test_task_code_needs_no_scenarios():
+    code = "import sys; from grapevine import Silo, Task; print('scenarios' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
 
 
 def test_an_unknown_engine_is_refused():

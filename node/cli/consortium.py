@@ -74,7 +74,7 @@ def new(
     The draft keeps its comments. Afterwards it must not change by a byte: that is what is signed.
     """
     source = str(charter)
-    text = _read(charter).decode("utf-8", "replace")
+    text = read_draft(charter).decode("utf-8", "replace")
     draft = read_charter(text.encode(), source=source)
     cards = _mailed(draft, charter, card or [])
     task = _task(draft, source)
@@ -112,7 +112,7 @@ def sign(
 
     Example: grapevine consortium sign heart.toml --state /var/lib/grapevine --out clinic-a.sig
     """
-    body = _read(charter)
+    body = read_draft(charter)
     settings, cards, _ = check_charter(body, base=charter.parent, source=str(charter))
     keys = load_keys(state, passphrase=read_passphrase(passphrase_file))
     if keys.member is None:
@@ -148,7 +148,7 @@ def seal_command(
 
     Example: grapevine consortium seal heart.toml clinic-*.sig --out heart.consortium
     """
-    body = _read(charter)
+    body = read_draft(charter)
     _, cards, _ = check_charter(body, base=charter.parent, source=str(charter))
     found: dict[NodeId, bytes] = {}
     for path in signatures:
@@ -211,7 +211,8 @@ def verify(consortium: SealedArgument, as_json: JsonOption = False) -> None:
     emit(result, as_json, columns(rows))
 
 
-def _read(path: Path) -> bytes:
+def read_draft(path: Path) -> bytes:
+    """A charter's exact bytes. Raises ConfigError for a file that is none, or a sealed one."""
     try:
         body = path.read_bytes()
     except FileNotFoundError:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import typer
 
+from node.cli.compose import compose
 from node.cli.consortium import app as consortium_app
 from node.cli.keys import identity, keygen
 from node.cli.output import JsonOption, emit
@@ -28,7 +29,7 @@ HELP: Final = """Train one model together, each member on its own data, with no 
 \b
 Try it:           grapevine demo
 Found one:        keygen, id, consortium new, sign, seal, verify
-Take part:        start, status, stop
+Take part:        start, status, stop, compose
 Study:            run SCENARIO, table RESULTS, topology FILE
 
 \b
@@ -43,6 +44,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+)
+NO_SCENARIOS: Final = (
+    "this command needs the package 'scenarios', which the release image leaves out; use the "
+    "scenario image, or install grapevine whole"
 )
 # Typer carries its own copy of click in newer releases; both name the class alike.
 CLICK_ERROR: Final[Any] = next(
@@ -81,6 +86,7 @@ app.add_typer(consortium_app, name="consortium")
 app.command()(start)
 app.command()(stop)
 app.command()(status)
+app.command()(compose)
 app.command()(topology)
 app.command()(table)
 
@@ -99,14 +105,7 @@ def version(as_json: JsonOption = False) -> None:
 
 def _delegate(name: str, context: typer.Context) -> None:
     """Hand the rest of the line to the command's own module, imported only now."""
-    try:
-        module = importlib.import_module(f"node.cli.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "scenarios" and error.name != f"node.cli.{name}":
-            raise
-        raise GrapevineError(
-            f"`grapevine {name}` needs the package 'scenarios', which this installation leaves out"
-        ) from None
+    module = importlib.import_module(f"node.cli.{name}")
     sub = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
     sub.command()(getattr(module, name))
     command = typer.main.get_command(sub)
@@ -134,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("scenarios"):
+            return _fail(NO_SCENARIOS, 2)
         if os.environ.get("GRAPEVINE_DEBUG") == "1":
             raise
         what = f"{type(error).__name__}: {error}"

@@ -95,7 +95,12 @@ def stop(
 
 
 def status(
-    node: NodeArgument = None, state: AnyStateOption = None, as_json: JsonOption = False
+    node: NodeArgument = None,
+    state: AnyStateOption = None,
+    alive: Annotated[
+        bool, typer.Option("--alive", help="Exit with code 1 unless a node runs: a health check.")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what a node is doing, or how its last run ended.
 
@@ -107,6 +112,8 @@ def status(
     except NotRunning:
         answer = _last(folder)
     emit(answer, as_json, _words(answer))
+    if alive and not answer["running"]:
+        raise typer.Exit(1)
 
 
 def _beside(file: Path, name: str | None) -> Path | None:

@@ -96,7 +96,7 @@ def pair(site: Any, do: Any) -> list[Path]:
 
 
 def test_two_processes_train_and_are_asked_stopped_killed_and_resumed(
-    pair: list[Path], started: list[Node], do: Any, refused: Any
+    pair: list[Path], started: list[Node], grapevine: Any, do: Any, refused: Any
 ) -> None:
     a, b = pair
     started += [Node(a), Node(b)]
@@ -105,7 +105,7 @@ def test_two_processes_train_and_are_asked_stopped_killed_and_resumed(
     asked = do("status", a, "--json").json
     assert asked["linked"] == ["clinic-b"]
     assert asked["round"] >= 3
-    assert "clinic-a (process" in do("status", a).out
+    assert "clinic-a (process" in do("status", a, "--alive").out
     # a second process on the same state directory
     assert Node(a).end()[0] == 4
     # a scanner at the port costs nobody anything, and the operator sees that it was there
@@ -134,6 +134,8 @@ def test_two_processes_train_and_are_asked_stopped_killed_and_resumed(
         assert node.until("stopped")["result"]["ended"] == "stopped"
         assert node.end()[0] == 0
     assert "last run stopped at round" in do("status", b).out
+    checked = grapevine("status", b, "--alive")  # as a health check asks
+    assert (checked.code, checked.out) == (1, do("status", b).out)
     assert "no node is running" in refused("stop", b)
 
 

@@ -1,0 +1,178 @@
+"""`grapevine compose`: a compose file for a consortium, or for one member of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from msgspec import structs
+
+from crypto.armour import read_text
+from crypto.keys import validate_name
+from node import compose as files
+from node.cli.consortium import read_draft
+from node.cli.keys import write_text
+from node.cli.output import JsonOption, columns, emit
+from node.consortium import Consortium, load_consortium, read_charter
+from node.errors import ConfigError, StorageError
+from node.strict import nearest
+
+FILE = "docker-compose.yml"
+
+
+def compose(
+    consortium: Annotated[
+        Path, typer.Argument(metavar="CONSORTIUM", help="Sealed; with --demo a draft charter.")
+    ],
+    *,
+    member: Annotated[
+        str | None, typer.Option(help="Only this member's node: a real organisation's file.")
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="With a service that makes everybody's keys.")
+    ] = False,
+    build: Annotated[
+        Path | None, typer.Option(help="With --demo: build the image from this checkout.")
+    ] = None,
+    states: Annotated[
+        Path | None, typer.Option(help="Keys lie in STATES/NAME, not in volumes.")
+    ] = None,
+    image: Annotated[str, typer.Option(help="The image that nodes run.")] = files.IMAGE,
+    subnets: Annotated[
+        str, typer.Option(help="Private addresses out of which each edge gets eight.")
+    ] = files.SUBNETS,
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Write a docker-compose.yml: a service for each member, a network for each edge.
+
+    Example: grapevine compose heart.consortium --member clinic-a --out /srv/grapevine
+
+    Example: grapevine compose heart.consortium --states states --out trial
+
+    Beside it NAME.toml, the settings of each node, where there is none yet. Works with
+    docker-compose 1.29 and with Compose 2.
+    """
+    _check_together(demo=demo, member=member, build=build, states=states)
+    folder = out.absolute()
+    options = files.Options(
+        command=_said(consortium, member=member, demo=demo, build=build, states=states),
+        image=image,
+        build=None if build is None else _relative(build, folder),
+        subnets=files.read_pool(subnets),
+    )
+    settings: dict[str, str] = {}
+    if demo:
+        text = _demonstration(consortium, folder, options)
+    else:
+        found = load_consortium(consortium)
+        if member is not None:
+            text, settings = _alone(found, member, options)
+        else:
+            if states is not None:
+                options = structs.replace(options, states=_states(found, states, folder))
+            text, settings = _whole(found, options)
+    written = _write(folder, text, settings, None if demo else consortium)
+    rows = [("compose", str(out / FILE)), *(("settings", str(out / name)) for name in written)]
+    rows.append(("next", f"docker compose -f {out / FILE} up"))
+    made = {"compose": str(out / FILE), "settings": [str(out / name) for name in written]}
+    emit(made, as_json, columns(rows))
+
+
+def _check_together(
+    *, demo: bool, member: str | None, build: Path | None, states: Path | None
+) -> None:
+    """Raises ConfigError for options that contradict each other."""
+    if demo and member is not None:
+        raise ConfigError("--demo makes everybody's keys, --member is one member with its own")
+    if demo and states is not None:
+        raise ConfigError("--demo makes new keys in volumes, --states says where keys lie")
+    if member is not None and states is not None:
+        raise ConfigError("--states: with --member the keys lie in that member's volume")
+    if build is not None and not demo:
+        raise ConfigError("--build: goes with --demo; else say --image")
+    if build is not None and not (build / "Dockerfile").is_file():
+        raise ConfigError(f"--build {build}: there is no Dockerfile")
+
+
+def _said(consortium: Path, *, demo: bool, **options: object) -> str:
+    """The command as it was called, for the file's first line."""
+    words = ["grapevine compose", str(consortium), *(["--demo"] if demo else [])]
+    for key, value in options.items():
+        words += [] if value is None else [f"--{key} {value}"]
+    return " ".join(words)
+
+
+def _alone(found: Consortium, member: str, options: files.Options) -> tuple[str, dict[str, str]]:
+    drafts = {draft.name: draft for draft in found.settings.member}
+    if member not in drafts:
+        raise ConfigError(f"--member: no member '{member}'{nearest(member, found.names)}")
+    addresses = drafts[member].addresses
+    sealed = found.path.name
+    text = files.alone(found.settings.name, member, addresses, options, sealed=sealed)
+    port = files.PORT if addresses else None
+    return text, {f"{member}.toml": files.node_toml(sealed, port)}
+
+
+def _whole(found: Consortium, options: files.Options) -> tuple[str, dict[str, str]]:
+    where = files.sites(found.settings, source=str(found.path))
+    sealed = found.path.name
+    text = files.whole(found.settings.name, found.graph, where, options, sealed=sealed)
+    return text, {f"{n}.toml": files.node_toml(sealed, where[n].port) for n in found.names}
+
+
+def _demonstration(charter: Path, folder: Path, options: files.Options) -> str:
+    from topology.generate import build as build_graph
+
+    settings = read_charter(read_draft(charter), source=str(charter))
+    signed = [member.name for member in settings.member if member.signed_card or member.card]
+    if signed:
+        raise ConfigError(
+            f"{charter}: --demo makes new keys, and the charter has the card of '{signed[0]}'"
+        )
+    if len(settings.member) < 2:
+        raise ConfigError(f"{charter}: key 'member': --demo needs at least two, by their names")
+    names = [validate_name(member.name) for member in settings.member]
+    graph = build_graph(
+        settings.topology, names=names, base=charter.parent, source=f"{charter}: [topology]"
+    )
+    place = _relative(charter, folder)
+    return files.demonstration(settings.name, graph, options, charter=place)
+
+
+def _states(found: Consortium, states: Path, folder: Path) -> dict[str, files.State]:
+    """Every member's state directory and its owner. Raises ConfigError where one is missing."""
+    made = {}
+    for name in found.names:
+        path = states / name
+        if not (path / "node.key").is_file():
+            raise ConfigError(f"--states: {path}: no node.key, the keys of '{name}' are not here")
+        owner = path.stat()
+        made[name] = files.State(_relative(path, folder), owner.st_uid, owner.st_gid)
+    return made
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """``path`` as a compose file in ``folder`` names it: from ./ or ../ on."""
+    found = os.path.relpath(path.absolute(), folder)
+    return found if found.startswith("..") else "." if found == "." else f"./{found}"
+
+
+def _write(folder: Path, text: str, settings: dict[str, str], consortium: Path | None) -> list[str]:
+    """Write what is new; the names of the settings that were. Raises ConfigError, StorageError."""
+    path = folder / FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.read_text(encoding="utf-8").startswith(files.MADE_BY):
+            raise ConfigError(f"{path}: is there and was not made by this command; say --out DIR")
+        if consortium is not None and consortium.absolute() != folder / consortium.name:
+            write_text(folder / consortium.name, read_text(consortium))
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error.strerror}") from None
+    write_text(path, text)
+    written = [name for name in settings if not (folder / name).exists()]
+    for name in written:
+        write_text(folder / name, settings[name])
+    return written

@@ -1,0 +1,157 @@
+"""What `grapevine compose` writes, read back as YAML: who can reach whom, and nobody else."""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from node import compose
+from node.errors import ConfigError
+from node.types.settings import CharterSettings, MemberDraft, TaskSettings
+from topology.generate import build
+from topology.graph import Graph
+from topology.settings import TopologySettings
+
+ROOT = Path(__file__).parents[2]
+RING = build(TopologySettings(kind="ring", nodes=5), source="ring")
+OPTIONS = compose.Options(command="grapevine compose heart.consortium")
+
+
+def charter(addresses: dict[str, tuple[str, ...]]) -> CharterSettings:
+    members = tuple(MemberDraft(name=name, addresses=at) for name, at in addresses.items())
+    ring = TopologySettings(kind="ring")
+    return CharterSettings(
+        name="heart", topology=ring, task=TaskSettings(name="digits"), member=members
+    )
+
+
+def sites(**addresses: str | tuple[str, ...]) -> dict[str, compose.Site]:
+    listed = {k: (v,) if isinstance(v, str) else v for k, v in addresses.items()}
+    return compose.sites(charter(listed), source="heart.toml")
+
+
+def whole(graph: Graph = RING, options: compose.Options = OPTIONS) -> dict[str, Any]:
+    where = sites(**{name: f"tcp://gv.{name}.example:7411" for name in graph.nodes})
+    text = compose.whole("heart", graph, where, options, sealed="heart.consortium")
+    read: dict[str, Any] = yaml.safe_load(text)
+    return read
+
+
+def test_neighbours_share_a_network_and_others_none() -> None:
+    made = whole()
+    assert list(made["services"]) == list(RING.nodes)
+    for a, b in itertools.combinations(RING.nodes, 2):
+        shared = made["services"][a]["networks"].keys() & made["services"][b]["networks"].keys()
+        assert len(shared) == ((a, b) in RING.edges)
+    # each under the name on its card, in every network that it is in
+    for name in RING.nodes:
+        entries = made["services"][name]["networks"].values()
+        assert [entry["aliases"] for entry in entries] == [[f"gv.{name}.example"]] * 2
+    assert all(network["internal"] is True for network in made["networks"].values())
+
+
+def test_networks_are_small_and_apart() -> None:
+    dense = build(TopologySettings(kind="complete", nodes=12), source="complete")
+    networks = whole(dense)["networks"]
+    assert len(networks) == 66  # twice what the engine's own pools would make
+    found = [ipaddress.ip_network(n["ipam"]["config"][0]["subnet"]) for n in networks.values()]
+    pool = ipaddress.ip_network(compose.SUBNETS)
+    assert all(one.prefixlen == 29 and one.subnet_of(pool) for one in found)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(found, 2))
+
+
+def test_a_range_too_small_for_the_edges_is_refused() -> None:
+    pool = compose.read_pool("10.9.0.0/27")
+    assert len(compose.edge_subnets(pool, 4)) == 4
+    with pytest.raises(ConfigError, match=r"room for 4 networks.*there are 5 edges"):
+        compose.edge_subnets(pool, 5)
+    assert [str(one) for one in compose.edge_subnets(compose.read_pool("10.9.0.8/29"), 1)] == [
+        "10.9.0.8/29"
+    ]
+    with pytest.raises(ConfigError, match="room for 0 networks"):
+        compose.edge_subnets(compose.read_pool("10.9.0.0/30"), 1)
+
+
+@pytest.mark.parametrize("text", ["8.8.0.0/16", "fd00::/64", "10.0.0.1/8", "large", ""])
+def test_a_range_that_is_not_private_addresses_is_refused(text) -> None:
+    with pytest.raises(ConfigError, match=r"--subnets .*such as 10\.203\.0\.0/16"):
+        compose.read_pool(text)
+
+
+def test_every_node_is_locked_down_and_keeps_one_volume() -> None:
+    made = whole()
+    for name, service in made["services"].items():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert "ports" not in service
+        assert "privileged" not in service
+        assert service["volumes"][0] == f"{name}:/var/lib/grapevine"
+        assert made["volumes"][name] == {"name": f"heart-{name}", "external": True}
+
+
+def test_keys_in_folders_are_used_by_their_owner() -> None:
+    states = {name: compose.State(f"../states/{name}", 1000, 1001) for name in RING.nodes}
+    options = compose.Options(command="grapevine compose x", states=states)
+    made = whole(options=options)
+    assert made["services"]["n3"]["volumes"][0] == "../states/n3:/var/lib/grapevine"
+    assert made["services"]["n3"]["user"] == "1000:1001"
+    assert "volumes" not in made
+
+
+@pytest.mark.parametrize(
+    ("addresses", "wrong"),
+    [
+        ({"a": "tcp://127.0.0.1:7400"}, r"member 'a': its address tcp://127.0.0.1:7400 names no"),
+        ({"a": "tcp://[fd00::1]:7400"}, "names no host"),
+        ({"a": "tcp://localhost:7400"}, "names no host"),
+        ({"a": "tcp://x.example:1", "b": "tcp://X.example:2"}, "'a' and 'b' are both reached at"),
+        ({"a": ("tcp://x.example:1", "tcp://y.example:2")}, "ports 1 and 2"),
+    ],
+)
+def test_members_that_no_container_can_be_are_refused(addresses, wrong) -> None:
+    with pytest.raises(ConfigError, match=wrong):
+        sites(**addresses)
+
+
+def test_who_only_dials_out_gets_no_name_and_does_not_listen() -> None:
+    made = sites(a=(), b="tcp://b.example:7400")
+    assert made["a"] == compose.Site("a", (), None)
+    assert "listen" not in compose.node_toml("heart.consortium", made["a"].port)
+    assert 'listen = "0.0.0.0:7400"' in compose.node_toml("heart.consortium", made["b"].port)
+
+
+def test_one_member_alone_publishes_the_ports_of_its_card() -> None:
+    at = ("tcp://gv.a.example:7400", "tcp://10.1.2.3:9000")
+    text = compose.alone("heart", "clinic-a", at, OPTIONS, sealed="heart.consortium")
+    made = yaml.safe_load(text)
+    assert list(made["services"]) == ["clinic-a"]
+    assert made["services"]["clinic-a"]["ports"] == ["7400:7400", "9000:7400"]
+    assert made["volumes"] == {"clinic-a": {"name": "heart-clinic-a", "external": True}}
+    assert "networks" not in made
+    inward = yaml.safe_load(compose.alone("heart", "clinic-b", (), OPTIONS, sealed="h"))
+    assert "ports" not in inward["services"]["clinic-b"]
+
+
+def test_a_demonstration_waits_for_its_keys_and_says_what_it_is() -> None:
+    text = compose.demonstration("heart", RING, OPTIONS, charter="./heart.toml")
+    made = yaml.safe_load(text)
+    assert "FOR DEMONSTRATION" in text.split("x-node")[0]
+    init = made["services"].pop("init")
+    assert init["network_mode"] == "none"
+    assert {volume.split(":")[0] for volume in init["volumes"]} == {*RING.nodes, "./heart.toml"}
+    for service in made["services"].values():
+        assert service["depends_on"] == {"init": {"condition": "service_completed_successfully"}}
+    compile(init["entrypoint"][2], "init", "exec")
+    assert "$" not in init["entrypoint"][2]  # Compose would read it as a variable
+
+
+def test_a_member_called_like_the_other_service_is_refused() -> None:
+    graph = Graph(["init", "b"], [("init", "b")])
+    with pytest.raises(ConfigError, match="a member is called 'init'"):
+        compose.demonstration("heart", graph, OPTIONS, charter="./heart.toml")
