@@ -11,7 +11,7 @@ from node.strict import nearest
 from scenarios.record import Run
 from scenarios.settings import Scenario, load_scenario
 
-ENGINES: Final = ("simulation", "processes")
+ENGINES: Final = ("simulation", "processes", "docker")
 
 Progress = Callable[[float, float], None]
 
@@ -33,6 +33,10 @@ def check(scenario: Scenario, *, on: str = "simulation") -> None:
         from scenarios.processes import refuse
 
         refuse(drawn)
+    elif on == "docker":
+        from scenarios.docker import refuse as refuse_on_docker
+
+        refuse_on_docker(drawn)
     found(drawn)
 
 
@@ -46,8 +50,9 @@ def run(
 ) -> Run:
     """Run a scenario (loaded, a file, or a name of the library) and judge what it expects.
 
-    on: "simulation" or "processes". seed: instead of the file's own. baselines: also train each
-    node alone and one model on all rows. on_progress: called with (seconds of the run, share done).
+    on: "simulation", "processes" or "docker". seed: instead of the file's own. baselines: also
+    train each node alone and one model on all rows. on_progress: called with (seconds of the run,
+    share done).
     Raises ConfigError for a scenario or an engine that cannot be.
     """
     check_engine(on)
@@ -57,9 +62,13 @@ def run(
         from scenarios.simulation import simulate
 
         return simulate(chosen, on_progress=on_progress, baselines=baselines)
+    share = _share_of(chosen, on_progress) if on_progress else None
+    if on == "docker":
+        from scenarios.docker import run_docker
+
+        return run_docker(chosen, on_progress=share, baselines=baselines)
     from scenarios.processes import run_processes
 
-    share = _share_of(chosen, on_progress) if on_progress else None
     return run_processes(chosen, on_progress=share, baselines=baselines)
 
 

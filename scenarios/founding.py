@@ -62,6 +62,11 @@ class Seat(Struct, frozen=True, kw_only=True):
     port: int
     samples: int
 
+    @property
+    def log(self) -> Path:
+        """What the node's processes print."""
+        return self.folder / "log.jsonl"
+
 
 class Founded(Struct, frozen=True, kw_only=True, eq=False):
     """A sealed consortium whose members all live in ``directory``."""
@@ -84,12 +89,14 @@ def found(
     parts: Mapping[str, Part] | None = None,
     broker: str | None = None,
     direct: Sequence[str] | None = None,
+    address: str | None = None,
 ) -> Founded:
     """Found the consortium ``name`` of ``names`` in ``directory``, which may not have one yet.
 
     parts: every member's rows; without them the built-in data set is divided by ``learning.seed``,
     as members would do it themselves. broker: the URL of one through which all meet; then only
-    those in ``direct`` also listen on a port of their own. Raises ConfigError as the commands do.
+    those in ``direct`` also listen on a port of their own. address: what cards say in the place of
+    a free port on loopback, NAME for the member's. Raises ConfigError as the commands do.
     """
     directory = directory.resolve()
     rows = dict(parts or make_parts(task, names, seed=learning.seed))
@@ -102,7 +109,8 @@ def found(
         card = folder / f"{member}.card"
         addresses = [] if broker is None else [broker]
         if broker is None or member in (direct or ()):
-            addresses.insert(0, f"tcp://{LOOPBACK}:{ports[member]}")
+            at = f"tcp://{LOOPBACK}:{ports[member]}" if address is None else address
+            addresses.insert(0, at.replace("NAME", member))
         _write(card, make_card(keys[member], addresses=addresses, samples=rows[member].samples))
         cards.append(MailedCard(*read_card(card.read_text(), source=str(card)), str(card)))
     draft = CharterSettings(

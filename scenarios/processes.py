@@ -159,6 +159,7 @@ def _run(
     from scenarios.founding import found
     from scenarios.prepare import found as prepare
     from scenarios.processes_fleet import Fleet
+    from scenarios.processes_ground import Forks
     from scenarios.processes_result import collect, judged
 
     prepared = prepare(scenario)
@@ -166,36 +167,36 @@ def _run(
     founded = found(
         directory,
         scenario.graph.nodes,
-        name=_charter_name(scenario),
+        name=charter_name(scenario),
         topology=TopologySettings(kind="explicit", edges=scenario.graph.edges),
         task=scenario.settings.task,
         learning=prepared.learning,
-        start=_start(scenario),
+        start=start_of(scenario, STARTING_NODE_S),
         parts=prepared.parts,
         broker=broker,
         direct=direct,
     )
-    fleet = Fleet(scenario, prepared, founded, nursery, on_progress)
+    fleet = Fleet(scenario, prepared, founded, Forks(nursery, founded), on_progress)
     fleet.run(timeout_s)
     setup_s = fleet.start - began
     run = collect(prepared, founded, fleet, setup_s=setup_s)
     return judged(run, prepared, fleet.outages, baselines=baselines)
 
 
-def refuse(scenario: Scenario) -> None:
-    """A fault that this engine cannot inject is refused, never skipped."""
+def refuse(scenario: Scenario, *, engine: str = "processes") -> None:
+    """A fault that this engine, or one built on it, cannot inject is refused, never skipped."""
     if scenario.settings.network.transport != "tcp":
         raise ConfigError(
-            f"{scenario.source}: key 'network.transport': processes run over tcp, not over "
+            f"{scenario.source}: key 'network.transport': {engine} run over tcp, not over "
             f"{scenario.settings.network.transport}; simulation can"
         )
     for fault in scenario.faults:
         where = f"{scenario.source}: event {fault.label}"
         if what := _beyond(fault):
-            raise ConfigError(f"{where}: processes cannot inject {what}; simulation can")
+            raise ConfigError(f"{where}: {engine} cannot inject {what}; simulation can")
         if isinstance(fault, Slow) and any(scenario.step_ms[name] == 0 for name in fault.nodes):
             raise ConfigError(
-                f"{where}: on processes a slow node pads its steps to factor × compute.step_ms, "
+                f"{where}: on {engine} a slow node pads its steps to factor × compute.step_ms, "
                 "and that is 0"
             )
 
@@ -207,12 +208,12 @@ def _beyond(fault: Fault) -> str:
     return "" if isinstance(fault, _CAN) else f"'{fault.kind}'"
 
 
-def _charter_name(scenario: Scenario) -> str:
+def charter_name(scenario: Scenario) -> str:
     kept = (c if c.isascii() and (c.isalnum() or c == "-") else "-" for c in scenario.name.lower())
     return "".join(kept).strip("-") or "scenario"
 
 
-def _start(scenario: Scenario) -> StartSettings:
+def start_of(scenario: Scenario, starting_node_s: float) -> StartSettings:
     """``after_s`` counts from when all nodes are up; a charter names the hour before that.
 
     Should starting them take longer than is allowed for here, the hour comes sooner after it.
@@ -220,6 +221,6 @@ def _start(scenario: Scenario) -> StartSettings:
     start = scenario.settings.start
     if start.after_s is None:
         return start
-    allowed_s = STARTING_S + STARTING_NODE_S * len(scenario.graph.nodes)
+    allowed_s = STARTING_S + starting_node_s * len(scenario.graph.nodes)
     at = datetime.now(UTC) + timedelta(seconds=start.after_s + allowed_s)
     return structs.replace(start, after_s=None, at_latest=at)

@@ -9,23 +9,32 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, Final
-
-import msgspec
+from typing import Any, Final, Protocol
 
 from scenarios.faults import Attack, Crash, DiskFull, Fault, Pause, Restart, Resume, Slow
-from scenarios.founding import Founded
-from scenarios.nursery import Child, Nursery
+from scenarios.founding import Founded, Seat
+from scenarios.nursery import Child
 from scenarios.prepare import Founded as Prepared
+from scenarios.processes_ground import backups_of, changes_of
 from scenarios.processes_log import NodeLog
-from scenarios.processes_outages import ProcessOutages, backups_of
+from scenarios.processes_outages import ProcessOutages
 from scenarios.settings import Scenario, derive, node_seed
-from scenarios.weather import Plan
+from scenarios.weather import Change, Plan
 
 POLL_S: Final = 0.01
 KILL_S: Final = 20.0  # from SIGKILL until it is reaped; only a disk that hangs needs so long
 
 Progress = Callable[[dict[str, Any]], None]
+
+
+class Ground(Protocol):
+    """Where nodes run. ``tell`` and ``restore``: as scenarios.processes_outages has them."""
+
+    def start(self, seat: Seat, plan: Plan, seed: int) -> Child: ...
+    def signal(self, child: Child, number: int) -> None: ...
+    def poll(self, timeout_s: float = 0.0) -> None: ...
+    def tell(self, change: Change) -> None: ...
+    def restore(self, seat: Seat, disk: str) -> None: ...
 
 
 class Fleet:
@@ -36,15 +45,14 @@ class Fleet:
         scenario: Scenario,
         prepared: Prepared,
         founded: Founded,
-        nursery: Nursery,
+        ground: Ground,
         on_progress: Progress | None,
     ) -> None:
         self.scenario, self.prepared, self.founded = scenario, prepared, founded
         self.logs = {name: NodeLog(seat) for name, seat in founded.seats.items()}
-        self._nursery = nursery
+        self._ground = ground
         self._tell = on_progress or (lambda _event: None)
-        self._changes = founded.directory / "changes.jsonl"
-        self.outages = ProcessOutages(scenario, self, self._changes)
+        self.outages = ProcessOutages(scenario, self)
         self._given_up = False
         self.start = 0.0  # the engine's start: the instant at which all nodes are up
         self._heard = 0.0
@@ -53,7 +61,6 @@ class Fleet:
     def run(self, timeout_s: float | None) -> None:
         """Start every node and stay until each has ended."""
         self.start = self._heard = time.monotonic()
-        self._changes.touch()
         try:
             absent = self.outages.before()
             for name in self.logs:
@@ -63,7 +70,7 @@ class Fleet:
             while not self._over():
                 for fault in self.outages.look():
                     self._told(fault)
-                self._nursery.poll(POLL_S)
+                self._ground.poll(POLL_S)
                 self._listen()
                 self._watch(timeout_s)
         except BaseException:
@@ -84,12 +91,8 @@ class Fleet:
         return time.monotonic()
 
     def launch(self, name: str) -> None:
-        seat = self.founded.seats[name]
-        plan = seat.folder / "plan.json"
-        plan.write_bytes(msgspec.json.encode(self._plan(name)))
-        arguments = [str(seat.node_toml), "--plan", str(plan)]
-        arguments += ["--seed", str(node_seed(self.scenario, name))]
-        self.logs[name].begin(self._nursery.start(arguments, seat.folder / "log.jsonl"))
+        seat, seed = self.founded.seats[name], node_seed(self.scenario, name)
+        self.logs[name].begin(self._ground.start(seat, self._plan(name), seed))
 
     def kill(self, name: str) -> None:
         life = self.logs[name].life
@@ -103,6 +106,12 @@ class Fleet:
     def go_on(self, name: str) -> None:
         self._signal(name, signal.SIGCONT)
 
+    def tell(self, change: Change) -> None:
+        self._ground.tell(change)
+
+    def restore(self, name: str, disk: str) -> None:
+        self._ground.restore(self.founded.seats[name], disk)
+
     def _plan(self, name: str) -> Plan:
         scenario, seat = self.scenario, self.founded.seats[name]
         lives = len(self.logs[name].lives)
@@ -112,7 +121,7 @@ class Fleet:
             step_ms=scenario.step_ms[name],
             shapes={peer: scenario.link_shape(name, peer) for peer in self._neighbours(name)},
             bandwidth_mbps=scenario.settings.network.bandwidth_mbps,
-            changes=str(self._changes),
+            changes=str(changes_of(self.founded)),
             skew_s=self.outages.skew_s.get(name, 0.0),
             backups=str(backups_of(seat)) if name in self.outages.kept else None,
         )
@@ -123,7 +132,7 @@ class Fleet:
     def _signal(self, name: str, number: int) -> None:
         child = self.logs[name].life.child
         if child is not None and child.code is None:
-            self._nursery.signal(child, number)
+            self._ground.signal(child, number)
 
     def _end(self, name: str) -> None:
         """Kill it and wait for it; one that stands still dies of this signal all the same."""
@@ -136,14 +145,14 @@ class Fleet:
         """Until the nursery has reaped it: its port and its directory's lock are free then."""
         until = time.monotonic() + KILL_S
         while child.code is None and time.monotonic() < until:
-            self._nursery.poll(POLL_S)
+            self._ground.poll(POLL_S)
 
     # ── the run ─────────────────────────────────────────────────────────────────────────────
 
     def _until_up(self, timeout_s: float | None) -> None:
         """The scenario's time begins when all listen, as it does where starting costs nothing."""
         while not all(log.ready or not log.life.alive for log in self.logs.values()):
-            self._nursery.poll(POLL_S)
+            self._ground.poll(POLL_S)
             self._listen()
             self._watch(timeout_s)
         hour_ms, after_s = (

@@ -55,7 +55,7 @@ class NodeLog:
         self.phase = ""
         self.ready = False  # its newest process listens
         self.words: list[str] = []  # lines that are no events: what a process said as it failed
-        self._path = seat.folder / "log.jsonl"
+        self._path = seat.log
         self._offset = 0
         self._rest = b""
 
@@ -111,7 +111,7 @@ class NodeLog:
             event = None
         if isinstance(event, dict) and "clock" in event and event.get("node") == self.seat.name:
             return event
-        if line.strip():
+        if line.strip() and not isinstance(event, dict):
             self.words.append(line.decode(errors="replace").strip())
         return None
 

@@ -137,11 +137,11 @@ def links(logs: Mapping[str, NodeLog], edges: Sequence[tuple[str, str]]) -> tupl
 
 def _traffic(path: Path) -> dict[str, tuple[int, int]]:
     """By neighbour: (sent, received), each process's last count, summed over the processes."""
-    last: dict[int, dict[str, Any]] = {}
+    last: dict[float, dict[str, Any]] = {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             told = json.loads(line)
-            last[told["pid"]] = told["links"]
+            last[told["began"]] = told["links"]
     except (OSError, ValueError):  # no process lived to its first round; or died as it wrote
         pass
     totals: dict[str, tuple[int, int]] = {}

@@ -6,12 +6,10 @@ disks is told to the nodes themselves (scenarios.weather), the rest is done to t
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 from msgspec import Struct
 
-from scenarios.disks import restore
 from scenarios.faults import (
     Attack,
     ClockSkew,
@@ -30,12 +28,11 @@ from scenarios.faults import (
     Unclog,
     concerned,
 )
-from scenarios.founding import Seat
 from scenarios.processes_log import NodeLog
 from scenarios.record import FaultSpan
 from scenarios.settings import Scenario, derive
 from scenarios.spans import Spans
-from scenarios.weather import change_of, write_change
+from scenarios.weather import Change, change_of
 
 
 class Happened(Struct, frozen=True):
@@ -52,7 +49,7 @@ class Happened(Struct, frozen=True):
 
 
 class Hands(Protocol):
-    """What can be done to processes."""
+    """What can be done to processes. ``tell``: to the nodes, by which they do it to themselves."""
 
     logs: dict[str, NodeLog]
 
@@ -62,13 +59,15 @@ class Hands(Protocol):
     def kill(self, name: str) -> None: ...
     def stop(self, name: str) -> None: ...
     def go_on(self, name: str) -> None: ...
+    def tell(self, change: Change) -> None: ...
+    def restore(self, name: str, disk: str) -> None: ...
 
 
 class ProcessOutages:
     """The faults of one run on processes."""
 
-    def __init__(self, scenario: Scenario, hands: Hands, changes: Path) -> None:
-        self._scenario, self._hands, self._changes = scenario, hands, changes
+    def __init__(self, scenario: Scenario, hands: Hands) -> None:
+        self._scenario, self._hands = scenario, hands
         self.pending = list(scenario.faults)
         self.happened: list[Happened] = []
         self.skew_s: dict[str, float] = {}  # of a node's wall clock, as it will read it
@@ -148,7 +147,7 @@ class ProcessOutages:
         seed = derive(self._scenario.seed, "attack", str(len(self.happened)))
         change = change_of(fault, clock, seed=seed)
         if change is not None:
-            write_change(self._changes, change)
+            self._hands.tell(change)
         self._carry_out(fault, at)
 
     def _alive(self, name: str) -> bool:
@@ -245,7 +244,7 @@ class ProcessOutages:
     def _back(self, fault: Restart, name: str) -> None:
         log = self._hands.logs[name]
         if fault.disk != "own":
-            restore(log.seat.state, backups_of(log.seat), fault.disk)
+            self._hands.restore(name, fault.disk)
         log.resumed += 1
         self._hands.launch(name)
 
@@ -259,8 +258,3 @@ class ProcessOutages:
                     self._back(fault, name)
                 else:
                     self._nothing(fault, f"{name} was not down")
-
-
-def backups_of(seat: Seat) -> Path:
-    """Where a node's disk is kept as it was at each checkpoint."""
-    return seat.folder / "backups"

@@ -39,7 +39,14 @@ T = TypeVar("T")
 _ROW: Final = tuple(RoundRow.__struct_fields__)
 
 
-def collect(prepared: Prepared, founded: Founded, fleet: Fleet, *, setup_s: float) -> Run:
+def collect(
+    prepared: Prepared,
+    founded: Founded,
+    fleet: Fleet,
+    *,
+    setup_s: float,
+    engine: str = "processes",
+) -> Run:
     """The Run, without baselines and expectations."""
     from scenarios.simulation import undisturbed
 
@@ -59,7 +66,7 @@ def collect(prepared: Prepared, founded: Founded, fleet: Fleet, *, setup_s: floa
     end = fleet.start + fleet.wall_s
     return Run(
         scenario=scenario.name,
-        engine="processes",
+        engine=engine,
         seed=scenario.seed,
         rounds=policy.last_round,
         training_rounds=policy.rounds,

@@ -191,7 +191,7 @@ class Run(Struct, frozen=True, kw_only=True):
     """Everything that one run of a scenario showed."""
 
     scenario: str
-    engine: str  # "simulation" | "processes"
+    engine: str  # "simulation" | "processes" | "docker"
     seed: int
     rounds: int  # local training and final mixing together
     training_rounds: int

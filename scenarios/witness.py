@@ -161,6 +161,8 @@ class Traffic:
 
     def __init__(self, links: TransportLinks, name: Callable[[NodeId], str], folder: Path) -> None:
         self._links, self._name, self._path = links, name, folder / TRAFFIC
+        # tells this process from the ones before it; in containers all have the same pid
+        self._began = time.monotonic()
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "round":
@@ -169,4 +171,4 @@ class Traffic:
     def write(self) -> None:
         found = {self._name(peer): list(both) for peer, both in self._links.bytes_by_peer().items()}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"pid": os.getpid(), "links": found}) + "\n")
+            file.write(json.dumps({"began": self._began, "links": found}) + "\n")

@@ -34,12 +34,12 @@ def check_jobs(jobs: str | None, on: str) -> Jobs:
     Raises ConfigError for what is neither a number in its bounds nor "ray".
     """
     if jobs is None:
-        return 1 if on == "processes" else (os.cpu_count() or 1)
+        return 1 if on != "simulation" else (os.cpu_count() or 1)
     if jobs == "ray":
         from scenarios import cluster
 
-        if on == "processes":
-            raise ConfigError("--jobs ray: spreads simulations; not --on processes")
+        if on != "simulation":
+            raise ConfigError(f"--jobs ray: spreads simulations; not --on {on}")
         cluster.check()
         return "ray"
     if not (jobs.isascii() and jobs.isdigit() and 1 <= int(jobs[:9]) <= _JOBS_MAX):

@@ -28,7 +28,9 @@ Progress = Callable[[float, float], None]
 def run(
     scenario: Annotated[str, typer.Argument(help="A scenario file, or a name of the library.")],
     *,
-    on: Annotated[str, typer.Option("--on", help="simulation or processes.")] = "simulation",
+    on: Annotated[
+        str, typer.Option("--on", help="simulation, processes or docker.")
+    ] = "simulation",
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the file's own.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the result there; - for stdout.")

@@ -11,6 +11,7 @@ from scenarios.founding import Seat
 from scenarios.nursery import Child
 from scenarios.processes_log import NodeLog
 from scenarios.processes_outages import ProcessOutages
+from scenarios.weather import Change
 
 
 class Hands:
@@ -19,6 +20,7 @@ class Hands:
     def __init__(self, names: tuple[str, ...], folder: Path) -> None:
         self.time = 0.0
         self.did: list[tuple[str, str]] = []
+        self.told: list[Change] = []
         self.logs = {}
         for name in names:
             state = folder / name / "state"
@@ -56,6 +58,12 @@ class Hands:
     def go_on(self, name: str) -> None:
         self.did.append(("go on", name))
 
+    def tell(self, change: Change) -> None:
+        self.told.append(change)
+
+    def restore(self, name: str, disk: str) -> None:
+        self.did.append((f"restore {disk}", name))
+
     def end(self, name: str, code: int) -> None:
         child = self.logs[name].life.child
         assert child is not None
@@ -66,7 +74,7 @@ def begun(folder: Path, *events: str) -> tuple[ProcessOutages, Hands]:
     tables = "".join(f"[[event]]\n{event}\n" for event in events)
     scenario = quadratic(tables, rounds=40)
     hands = Hands(scenario.graph.nodes, folder)
-    outages = ProcessOutages(scenario, hands, folder / "changes")
+    outages = ProcessOutages(scenario, hands)
     for name in hands.logs:
         if name not in outages.before():
             hands.launch(name)
@@ -152,3 +160,17 @@ def test_a_node_that_stops_for_want_of_room_after_the_room_was_made_comes_back(
     assert outages.notes == ("'restart at 2s' did nothing: n2 was not down",)
     assert [hands.logs[name].resumed for name in ("n0", "n1", "n2")] == [1, 1, 0]
     assert all(span.end == 2.0 for span in outages.spans())
+
+
+def test_links_are_told_to_nodes_and_a_disk_is_restored_before_the_start(tmp_path: Path) -> None:
+    outages, hands = begun(
+        tmp_path,
+        'at = "1s"\npartition = [["n0"], ["n1", "n2"]]',
+        'at = "2s"\ncrash = "n3"',
+        'at = "3s"\nrestart = "n3"\ndisk = "none"',
+    )
+    hands.time = 4.0
+    outages.look()
+    assert [change.sides for change in hands.told] == [(("n0",), ("n1", "n2")), None]
+    assert hands.told[1].disk_full == {"n3": False}
+    assert hands.did == [("kill", "n3"), ("restore none", "n3"), ("launch", "n3")]

@@ -1,0 +1,304 @@
+"""The docker engine: the other engines' verdicts, real cuts and kills, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import engine
+import pytest
+from sims import failed
+
+from node.errors import ConfigError, GrapevineError
+from scenarios import docker, engines
+from scenarios.docker_berths import LABEL, Berth, Berths
+from scenarios.docker_child import fingerprint
+from scenarios.docker_command import check_engine
+from scenarios.docker_command import docker as command
+from scenarios.parity import differences
+from scenarios.processes import run_processes
+from scenarios.record import Run
+from scenarios.settings import load_scenario, parse_scenario
+from scenarios.simulation import simulate
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def real(test: F) -> F:
+    """Needs an engine and images, which take their time to build."""
+    marked: F = pytest.mark.docker(pytest.mark.timeout(900)(test))
+    return marked
+
+
+SMALL = """
+name = "small"
+seed = 5
+topology = { kind = "complete", nodes = 4 }
+task = { name = "quadratic", dimension = 8 }
+learning = { rounds = 60, local_steps = 2, final_mixing = 12, deadline_max_s = 2.0, linger_s = 1.0 }
+compute = { step_ms = 100 }
+network = { latency_ms = 5 }
+"""
+EVERY_FAULT = """
+event = [
+  { at = "round 4", pause = "n1" },
+  { at = "round 8", resume = "n1" },
+  { at = "round 10", crash = "n2" },
+  { at = "round 16", restart = "n2", disk = "none" },
+  { at = "round 20", partition = [["n0"], ["n1", "n2", "n3"]] },
+  { at = "round 24", heal = true },
+  { at = "round 26", crash = "n3" },
+  { at = "round 30", restart = "n3", disk = "backup" },
+  { at = "round 32", slow = { nodes = "n1", factor = 3 } },
+  { at = "round 36", slow = { nodes = "n1", factor = 1 } },
+  { at = "round 38", disk_full = "n0" },
+  { at = "round 44", restart = "n0" },
+  { at = "round 46", clog = { a = "n1", b = "n2" } },
+  { at = "round 50", unclog = { a = "n1", b = "n2" } },
+  { at = "round 52", partition = [["n0", "n1"], ["n2", "n3"]], one_way = true },
+  { at = "round 54", heal = true },
+]
+expect = { finished_min = 4, consensus_distance_max = 0.1 }
+"""
+
+
+def left(run: str) -> list[str]:
+    """What the engine still has of a run."""
+    found = []
+    for kind in (("ps", "--all"), ("network", "ls"), ("volume", "ls")):
+        found += engine.docker(*kind, "--quiet", "--filter", f"label={LABEL}={run}").stdout.split()
+    return found
+
+
+# ── verdicts ────────────────────────────────────────────────────────────────────────────────────
+
+
+@real
+@pytest.mark.parametrize("name", ["wan-partition", "crash-and-return"])
+def test_the_three_engines_come_to_the_same_verdicts(name: str, scenario_image: str) -> None:
+    scenario = load_scenario(name)
+    here = docker.run_docker(scenario, image=scenario_image, baselines=False)
+    assert here.engine == "docker"
+    assert here.ok, failed(here)
+    assert not differences(simulate(scenario), here)
+    assert not differences(run_processes(scenario, baselines=False), here)
+
+
+@pytest.fixture(scope="module")
+def every_fault(scenario_image: str) -> Run:
+    scenario = parse_scenario(SMALL + EVERY_FAULT, source="small.toml")
+    return docker.run_docker(scenario, image=scenario_image, baselines=False)
+
+
+@real
+def test_every_fault_happens_and_all_invariants_hold(every_fault: Run) -> None:
+    assert every_fault.ok, failed(every_fault)
+    assert [(node.ended, node.resumed) for node in every_fault.nodes] == [
+        ("finished", 1),
+        ("finished", 0),
+        ("finished", 1),
+        ("finished", 1),
+    ]
+    kinds = {span.kind for span in every_fault.faults}
+    assert kinds == {"pause", "crash", "partition", "slow", "disk_full", "clog"}
+    # both ends of an edge counted what it carried, over all lives
+    assert all((link.a_to_b_bytes or 0) > 1000 for link in every_fault.links)
+
+
+@real
+def test_who_was_paused_cut_off_or_killed_was_missing(every_fault: Run) -> None:
+    missed = {node.name: {one.peer for one in node.missed} for node in every_fault.nodes}
+    assert {"n1", "n2", "n3"} <= missed["n0"]
+    assert {"n0", "n2", "n3"} <= missed["n1"]
+    alone = [row for row in every_fault.rows if row.node == "n0" and not row.mixed]
+    assert alone, "n0 was never cut off"
+
+
+# ── networks ────────────────────────────────────────────────────────────────────────────────────
+
+LOOK = """
+import socket, sys
+link = socket.socket()
+link.settimeout(2)
+print(link.connect_ex((sys.argv[1], 7400)))
+"""
+REFUSED = "111"  # reached, and nobody listens there
+
+
+@pytest.fixture
+def berths(scenario_image: str) -> Iterator[Berths]:
+    made = Berths(scenario_image, [("n0", "n1"), ("n1", "n2")])
+    try:
+        made.open()
+        yield made
+    finally:
+        made.close()
+        assert left(made.run) == []
+
+
+def reached(berth: Berth, address: str) -> str:
+    words = ["exec", berth.container, "python", "-c", LOOK, address]
+    return engine.docker(*words, check=False).stdout.strip()
+
+
+@real
+def test_an_edge_joins_its_two_ends_until_it_is_cut(berths: Berths, tmp_path: Path) -> None:
+    at = {}
+    for node in ("n0", "n1", "n2"):
+        at[node] = berths.make(node)
+        berths.join(at[node])
+        berths.start(at[node], tmp_path / f"{node}.log")
+    find = "import socket; print(socket.gethostbyname('n1'))"
+    n1 = engine.docker("exec", at["n0"].container, "python", "-c", find).stdout.strip()
+    inspect = ["inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"]
+    (n2,) = engine.docker(*inspect, at["n2"].container).stdout.split()
+    assert reached(at["n0"], n1) == REFUSED
+    assert reached(at["n0"], n2) != REFUSED  # no neighbour: not even by its address
+    berths.cut([("n0", "n1")])
+    assert reached(at["n0"], n1) != REFUSED
+    assert reached(at["n2"], n2) == REFUSED
+    berths.mend()
+    assert reached(at["n0"], n1) == REFUSED
+    assert engine.docker(*inspect, at["n0"].container).stdout.split() != []
+
+
+@real
+def test_two_runs_at_a_time_take_different_networks(berths: Berths, scenario_image: str) -> None:
+    other = Berths(scenario_image, berths.edges)
+    try:
+        other.open()
+        taken = [
+            engine.docker(
+                "network", "inspect", "--format", "{{(index .IPAM.Config 0).Subnet}}", one
+            ).stdout.strip()
+            for run in (berths, other)
+            for one in engine.docker(
+                "network", "ls", "--quiet", "--filter", f"label={LABEL}={run.run}"
+            ).stdout.split()
+        ]
+        assert len(set(taken)) == 4
+        assert all(one.endswith("/29") for one in taken)
+    finally:
+        other.close()
+    assert left(other.run) == []
+    assert left(berths.run) != []  # what another run has is not touched
+
+
+# ── nothing is left behind ──────────────────────────────────────────────────────────────────────
+
+
+@real
+@pytest.mark.parametrize(
+    ("number", "event"),
+    [(signal.SIGINT, "create"), (signal.SIGINT, "start"), (signal.SIGTERM, "start")],
+)
+def test_an_interrupted_run_takes_everything_away(
+    number: int, event: str, scenario_image: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    stranger = engine.docker(
+        *("create", "--label", f"{LABEL}=somebody-elses", "--network", "none", scenario_image)
+    ).stdout.strip()
+    words = ["events", "--filter", f"event={event}", "--filter", "type=container"]
+    words += ["--filter", f"label={LABEL}", "--format", "{{.Actor.Attributes.name}}"]
+    try:
+        with (
+            subprocess.Popen(["docker", *words], stdout=subprocess.PIPE, text=True) as events,
+            subprocess.Popen(
+                [sys.executable, "-m", "node.cli.main", "run", str(path), "--on", "docker"],
+                env={**os.environ, docker.IMAGE_VARIABLE: scenario_image},
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as run,
+        ):
+            assert events.stdout is not None
+            named = [events.stdout.readline().strip() for _ in range(2)][-1]
+            run.send_signal(number)
+            _, said = run.communicate(timeout=300)
+            events.kill()
+        assert run.returncode == 130
+        assert "Traceback" not in said
+        assert left(named.rpartition("-")[0]) == []
+        assert engine.docker("inspect", "--format", "{{.Id}}", stranger).stdout
+    finally:
+        engine.docker("rm", "--force", "--volumes", stranger)
+
+
+# ── refusals, each in a line ────────────────────────────────────────────────────────────────────
+
+
+def test_without_a_docker_command_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(ConfigError, match="there is no docker command on this machine; install"):
+        engines.run(parse_scenario(SMALL, source="small.toml"), on="docker")
+
+
+@real
+def test_without_an_engine_or_an_image_it_says_what_to_do(
+    docker_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"grapevine-no-{secrets.token_hex(4)}"
+    with pytest.raises(ConfigError, match=rf"no image '{name}'; make it in a checkout: docker bui"):
+        check_engine(name)
+    with pytest.raises(GrapevineError, match=r"docker volume inspect .*: .*[Nn]o such volume"):
+        command("volume", "inspect", name)
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+    with pytest.raises(ConfigError, match="no engine answers"):
+        check_engine(name)
+
+
+@real
+def test_an_image_of_other_code_is_refused(scenario_image: str) -> None:
+    image = f"grapevine-other-{secrets.token_hex(4)}"
+    text = f"FROM {scenario_image}\nUSER root\nRUN echo '# other' >> /opt/app/scenarios/groups.py\n"
+    subprocess.run(
+        ["docker", "build", "--quiet", "--tag", image, "-"],
+        input=text.encode(),
+        check=True,
+        capture_output=True,
+        env=engine.environment(),
+    )
+    try:
+        with pytest.raises(ConfigError, match=f"'{image}' holds other code than runs here"):
+            docker.run_docker(parse_scenario(SMALL, source="small.toml"), image=image)
+    finally:
+        engine.docker("rmi", image)
+
+
+@real
+def test_an_image_without_scenarios_is_refused(node_image: str) -> None:
+    with pytest.raises(GrapevineError, match=r"n\d ended at once: .*docker_child"):
+        docker.run_docker(parse_scenario(SMALL, source="small.toml"), image=node_image)
+
+
+def test_the_fingerprint_is_of_what_is_imported() -> None:
+    assert fingerprint() == fingerprint()
+    assert len(fingerprint()) == 32
+
+
+def test_more_edges_than_there_are_networks_are_refused() -> None:
+    scenario = parse_scenario(
+        SMALL.replace("nodes = 4", "nodes = 260"),
+        source="small.toml",
+    )
+    with pytest.raises(ConfigError, match=r"33670 edges.*has room for 32768; processes need none"):
+        docker.refuse(scenario)
+
+
+def test_what_no_image_has_or_no_node_can_do_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def worse(own, neighbours, chance):\n    return own\n")
+    attack = 'event = [{ at = "round 3", attack = "mine.py:worse", nodes = ["n1"] }]\n'
+    scenario = parse_scenario(SMALL + attack, source="small.toml", base=tmp_path)
+    with pytest.raises(ConfigError, match="docker cannot inject an attack from a file"):
+        engines.check(scenario, on="docker")
+    slow = 'event = [{ at = "round 3", slow = { nodes = "n1", factor = 2 } }]\n'
+    text = (SMALL + slow).replace("step_ms = 100", "step_ms = 0")
+    with pytest.raises(ConfigError, match="on docker a slow node pads its steps"):
+        engines.check(parse_scenario(text, source="small.toml"), on="docker")
