@@ -59,7 +59,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, node_image: str) -> Iterat
         project("up", "--detach")
         for member in MEMBERS:
             container = project("ps", "--quiet", member).split()[0]
-            assert engine.docker("wait", container).stdout.strip() == "0"
+            try:
+                assert engine.docker("wait", container).stdout.strip() == "0"
+            except subprocess.TimeoutExpired:
+                pytest.fail(f"{member} does not end\n{project('logs', '--tail', '15')}")
         yield project
     finally:
         project("down", "--volumes", check=False)
