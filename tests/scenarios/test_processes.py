@@ -107,10 +107,12 @@ def test_a_killed_node_comes_back_and_the_others_never_stop(run_it: Runs, tmp_pa
     ]
     expect = { finished_min = 4, consensus_distance_max = 0.05 }
     """
-    run = run_it(scenario(text, kind="ring", nodes=4, rounds=40, step_ms=15), baselines=False)
+    # 5 s of training at least are left after the last restart: on a busy machine, too, the node is
+    # back long before its end
+    run = run_it(scenario(text, kind="ring", nodes=4, rounds=190, step_ms=15), baselines=False)
     assert run.ok, [check for check in run.checks if not check.ok]
     assert (node_of(run, "n1").resumed, node_of(run, "n2").resumed) == (2, 1)
-    assert all(node.rounds == 48 for node in run.nodes)
+    assert all(node.rounds == 198 for node in run.nodes)
     assert {missed.peer for missed in node_of(run, "n0").missed} <= {"n1", "n3"}
     assert "n1" in {missed.peer for missed in node_of(run, "n0").missed}
     crashes = [span for span in run.faults if span.kind == "crash"]
@@ -132,8 +134,9 @@ def test_twenty_kills_at_random_instants(run_it: Runs) -> None:
         at = back + rng.uniform(0.01, 0.15)
     text = f"event = [{', '.join(events)}]\nexpect = {{ finished_min = 5 }}"
     run = run_it(
-        # 9 s of training at least: the last node to come back, after some 5, can still catch up
-        scenario(text, kind="ring", nodes=5, rounds=300, step_ms=15, linger=10.0),
+        # 15 s of training at least: the last node to come back, after some 5, can still catch up,
+        # also on a machine that is busy with other things
+        scenario(text, kind="ring", nodes=5, rounds=500, step_ms=15, linger=10.0),
         baselines=False,
     )
     assert run.ok, [check for check in run.checks if not check.ok]
