@@ -27,15 +27,17 @@ class Arrivals:
     def seen(self) -> tuple[float, ...]:
         return tuple(self._seen)
 
-    def wait_s(self, *, training: bool = True) -> float:
+    def wait_s(self, *, training: bool = True, ahead: bool = False) -> float:
         """How long to wait after the own publish, by the policy's ``wait``.
 
         Rounds without training exist to mix: with ``wait = "none"`` they wait adaptively.
+        ``ahead``: the neighbours are far behind, and what earlier rounds have shown says nothing
+        of when they will be here.
         """
         policy = self._policy
         if policy.wait == "none" and training:
             return 0.0
-        if policy.wait == "all" or len(self._seen) < OBSERVATIONS_MIN:
+        if policy.wait == "all" or ahead or len(self._seen) < OBSERVATIONS_MIN:
             return policy.deadline_max_s
         middle = median(self._seen)
         mad = median(abs(delay - middle) for delay in self._seen)

@@ -103,9 +103,8 @@ class Rounds:
         self._published_at, self._publish_times[standing.current] = now, now
         self._publish_times.pop(standing.current - self._context.policy.max_staleness - 1, None)
         self._observed.clear()
-        standing.timer = now + self.arrivals.wait_s(
-            training=standing.current <= self._context.policy.rounds
-        )
+        training = standing.current <= self._context.policy.rounds
+        standing.timer = now + self.arrivals.wait_s(training=training, ahead=self._far_ahead())
 
     def publish(self, payload: Payload, round_: int) -> None:
         """Sign ``payload`` as the version of ``round_`` and offer it to every linked neighbour."""
@@ -120,6 +119,20 @@ class Rounds:
     def _encode(self, round_: int, *, again: bool = False) -> None:
         self._publisher.encoding = True
         self._context.emit(Encode(round_, self._publisher.version + 1, keyframe=True, again=again))
+
+    def _far_ahead(self) -> bool:
+        """Whether most linked neighbours are so far behind that nothing of theirs may be mixed.
+
+        A node that was alone waited for nobody. Without this it could stay ahead of slower ones to
+        the end and mix nothing; most, so that one liar who says "behind" holds nobody up.
+        """
+        rounds = sorted(
+            self._heads.round_of(peer.id)
+            for peer in self._links.linked()
+            if peer.id not in self._heads.quarantined
+        )
+        least = self._standing.current - self._context.policy.max_staleness
+        return bool(rounds) and rounds[len(rounds) // 2] < least
 
     # ── collecting ──
 

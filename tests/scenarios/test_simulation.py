@@ -109,6 +109,28 @@ def test_both_sides_of_a_partition_go_on_and_meet_again() -> None:
     assert any(check.name.startswith("after a heal") for check in run.checks)
 
 
+def test_who_ran_ahead_alone_lets_the_others_come_up_and_mixes_with_them_again() -> None:
+    """Alone it waited for nobody; the others are slower than its usual deadline from then on."""
+    text = """
+    [[event]]
+    at = "1900ms"
+    slow = { nodes = "n[0-2]", factor = 8 }
+    [[event]]
+    at = "2s"
+    partition = [["n3"], ["n[0-2]"]]
+    [[event]]
+    at = "3500ms"
+    heal = true
+    """
+    run = simulate(quadratic(text, topology='kind = "complete", nodes = 4', rounds=60))
+    assert not failed(run)
+    rows = [row for row in run.rows if row.node == "n3" and row.at > 3.5]
+    together = [row.round for row in rows if row.mixed]
+    assert any("at most 4 are used" in why for row in rows for _, why in row.missing)  # far ahead
+    assert together[0] - rows[0].round < 25  # each such wait lets the others come nearer
+    assert rows[-10].mixed and together[0] < 50
+
+
 def test_a_crashed_node_resumes_from_its_disk_and_ends_near_the_others() -> None:
     run = simulate(quadratic(CRASH, rounds=20, mixing=20))
     assert run.ok, failed(run)

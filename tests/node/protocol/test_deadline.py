@@ -40,6 +40,14 @@ def test_rounds_without_training_wait_even_where_the_others_do_not() -> None:
     assert arrivals.wait_s(training=False) == 30.0
 
 
+def test_who_is_far_ahead_waits_the_longest_whatever_it_has_seen() -> None:
+    arrivals = Arrivals(policy(**LIMITS))
+    for _ in range(10):
+        arrivals.observe(0.1)
+    assert (arrivals.wait_s(), arrivals.wait_s(ahead=True)) == (0.5, 30.0)
+    assert Arrivals(policy(wait="none", **LIMITS)).wait_s(ahead=True) == 0.0
+
+
 @given(st.lists(st.floats(-1e6, 1e6), max_size=200))
 def test_always_within_the_policy_and_bounded(delays: list[float]) -> None:
     arrivals = Arrivals(policy(**LIMITS))
