@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from blake3 import blake3
 
+from node.errors import LocalProtocolError
 from scenarios.vocabulary import LinkShape
 
 MS: Final = 1_000_000
@@ -32,6 +33,9 @@ class Clock:
         self._count = 0
 
     def at(self, ns: int, action: Callable[..., None], *arguments: Any) -> None:
+        """Do ``action(*arguments)`` at ``ns``. Raises LocalProtocolError for what is past."""
+        if ns < self.now:
+            raise LocalProtocolError(f"scheduled for {ns} ns, and it is {self.now} ns already")
         self._count += 1
         heapq.heappush(self._heap, (ns, self._count, action, arguments))
 
@@ -354,7 +358,7 @@ class Network:
             half.last = at
             self._clock.at(at, self._arrive, half, half.edge.number, frame, digest)
         if rng.random() < shape.duplicate:
-            self._clock.at(half.last, self._arrive, half, half.edge.number, frame, digest)
+            self._clock.at(at, self._arrive, half, half.edge.number, frame, digest)
 
     def _arrive(self, half: _Half, number: int, frame: bytes, digest: bytes) -> None:
         """The last byte reached the receiver's network, as fast as its downlink takes it."""

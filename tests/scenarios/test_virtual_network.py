@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from node.errors import LocalProtocolError
 from scenarios.network import MS, SECOND, Clock, Network
 from scenarios.vocabulary import LinkShape
 
@@ -186,6 +187,25 @@ def test_a_links_own_bandwidth_limits_it_alone() -> None:
     network.send(0, 1, b"b" * 1000, b"")
     run(clock)
     assert [at - begun for at, _, _, _ in ends.seen] == [11.0, 12.0]
+
+
+def test_a_frame_that_is_overtaken_and_doubled_turns_no_clock_back() -> None:
+    clock, ends, network = linked(reorder=0.999999, duplicate=0.999999)
+    network.send(0, 1, b"early", b"")
+    run(clock)
+    clock.at(clock.now + SECOND, lambda: network.send(0, 1, b"late", b""))
+    run(clock)
+    times = [at for at, *_ in ends.seen]
+    assert len(times) == 4
+    assert times == sorted(times)
+
+
+def test_nothing_is_scheduled_for_the_past() -> None:
+    clock = Clock()
+    clock.at(SECOND, lambda: None)
+    run(clock)
+    with pytest.raises(LocalProtocolError, match="it is 1000000000 ns already"):
+        clock.at(SECOND - 1, lambda: None)
 
 
 def test_loss_is_a_delay_of_at_least_200_ms() -> None:
