@@ -378,14 +378,16 @@ class Core:
             self.ending.leave("finished")
 
     def _may_start(self) -> bool:
-        expired = self.standing.expired()
-        return not self.rounds.republishing and self.start_gate.open(expired=expired)
+        if self.rounds.republishing or self.reception.applying:
+            return False  # a jump would find the replica of its round about to be replaced
+        return self.start_gate.open(expired=self.standing.expired())
 
     def _may_apply(self, peer: Peer | None, head: Head) -> bool:
         phase, current = self.phase, self.standing.current
         if phase is Phase.MIXING or self.catch_up.rebasing:
             return False
-        if self.standing.expired() and phase in (Phase.COLLECTING, Phase.CATCHING_UP):
+        waiting = (Phase.STARTING, Phase.COLLECTING, Phase.CATCHING_UP)
+        if self.standing.expired() and phase in waiting:
             return False  # a stream of versions must not put the end of waiting off
         if phase in (Phase.STARTING, Phase.TRAINING, Phase.ENCODING, Phase.COLLECTING):
             replica = peer.replica if peer else None

@@ -205,3 +205,31 @@ def test_of_hundreds_that_lack_the_first_are_named_and_not_at_every_head() -> No
     ]
     assert list(waiting[-1].lacking) == sorted(waiting[-1].lacking)
     assert not set(waiting[-1].lacking) & {lone.ids[i] for i in (0, 1, *range(4, 54))}
+
+
+def test_what_is_being_applied_is_in_place_before_the_first_round() -> None:
+    """Else a jump takes up a round whose replica is about to be replaced by a later one."""
+    state = ev.CoreState(round=5, version=5, incarnation=1, mixed_round=5)
+    lone = Lone(state=state, hold=(ev.Train, ev.Apply))
+    lone.link(1, 2, round_=9)
+    for version in (9, 10):
+        lone.frame(1, lone.offer(1, version))
+        if version == 9:
+            lone.feed(ev.Applied(lone.ids[1], lone.all(ev.Apply)[-1].root, True))
+    lone.link(3, round_=9)  # the last whom the start waits for
+    assert lone.core.phase is Phase.STARTING
+    lone.feed(ev.Applied(lone.ids[1], lone.all(ev.Apply)[-1].root, True))
+    assert lone.core.phase is Phase.TRAINING
+    assert lone.all(ev.Train)[-1].round == 9
+
+
+def test_a_stream_of_versions_does_not_put_the_start_off() -> None:
+    state = ev.CoreState(round=5, version=5, incarnation=1, mixed_round=5)
+    lone = Lone(state=state, hold=(ev.Train, ev.Apply))
+    lone.link(1, 2, round_=9)
+    lone.frame(1, lone.offer(1, 9))
+    lone.wake(lone.core.context.policy.deadline_max_s + 1)
+    assert lone.core.phase is Phase.STARTING
+    lone.frame(1, lone.offer(1, 10))  # waits: nothing more is applied before the start
+    lone.feed(ev.Applied(lone.ids[1], lone.all(ev.Apply)[-1].root, True))
+    assert lone.core.phase is not Phase.STARTING
