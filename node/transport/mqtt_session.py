@@ -31,7 +31,9 @@ _QUIET: Final = logging.getLogger("grapevine.mqtt.client")
 _QUIET.setLevel(logging.CRITICAL)  # what the library has to say, this module says in one line
 
 BACKOFF_FIRST_S: Final = 0.2
-BACKOFF_MAX_S: Final = 4.0  # a broker that is back is found soon: rounds go on meanwhile
+BACKOFF_AWAY_S: Final = 1.0  # a broker that is back is found soon: rounds go on meanwhile
+BACKOFF_AWAY_TRIES: Final = 120  # a minute and a half and more; then as for one that turns us away
+BACKOFF_MAX_S: Final = 4.0
 STEADY_S: Final = 5.0  # a connection that held this long was a good one: the backoff starts anew
 ANSWER_S: Final = 5.0  # for CONNACK, SUBACK and the like
 FIVE_S: Final = 2.0  # for a first CONNACK in MQTT 5: some that know only 3.1.1 never answer
@@ -198,11 +200,11 @@ class Session:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
-            began = loop.time()
+            began, away = loop.time(), True
             try:
                 why = await self._connection()
             except* (aiomqtt.MqttError, OSError, ssl.SSLError, ValueError) as group:
-                why = _reason(group)
+                why, away = _reason(group), not _turns_away(group)
             if self.up:
                 steady = loop.time() - began >= STEADY_S
                 if not steady and self._login.client_id is not None:
@@ -214,8 +216,7 @@ class Session:
                 self._changed(False, why)
             if self._stopping.is_set():
                 return
-            delay = min(BACKOFF_FIRST_S * 2 ** min(self.failures, 10), BACKOFF_MAX_S)
-            await self._pause(delay * (0.5 + 0.5 * random.random()))
+            await self._pause(backoff_s(self.failures, away=away, jitter=random.random()))
 
     async def _pause(self, seconds: float) -> None:
         try:
@@ -416,6 +417,16 @@ class _Probe:
         return size in self._came
 
 
+def backoff_s(failures: int, *, away: bool, jitter: float) -> float:
+    """Seconds until the next try, after so many failures in a row; ``jitter``: 0 to 1.
+
+    away: nobody answers there. Who does, and turns us away, has a reason that will not pass soon.
+    """
+    soon = away and failures <= BACKOFF_AWAY_TRIES
+    most = BACKOFF_AWAY_S if soon else BACKOFF_MAX_S
+    return min(BACKOFF_FIRST_S * 2 ** min(failures, 10), most) * (0.5 + 0.5 * jitter)
+
+
 def _wanted() -> bool:
     """Whether this task is not cancelled; ``wait_for`` of Python 3.11 may swallow that."""
     task = asyncio.current_task()
@@ -435,11 +446,22 @@ def _code(error: BaseException) -> int | None:
     return getattr(rc, "value", rc)
 
 
+def _first(group: BaseException) -> BaseException:
+    """The first cause of several."""
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
+def _turns_away(group: BaseException) -> bool:
+    """Whether somebody answers there, and will not have us, or is not who we want."""
+    error = _first(group)
+    return _code(error) is not None or _UNVERIFIED.search(str(error)) is not None
+
+
 def _reason(group: BaseExceptionGroup[Exception]) -> str:
-    """Why a connection ended, in a few words; the first cause of several."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    """Why a connection ended, in a few words."""
+    error = _first(group)
     if unverified := _UNVERIFIED.search(str(error)):
         return f"its certificate is not taken: {unverified['why']}"
     code = _code(error)

@@ -15,8 +15,9 @@ from links_bench import Bench, play
 from payloads import Fetcher, Payload, Server
 
 from node.errors import ConfigError
+from node.transport import mqtt_session
 from node.transport.mqtt_login import PASSWORD_VARIABLE, login
-from node.transport.mqtt_session import Session
+from node.transport.mqtt_session import BACKOFF_AWAY_TRIES, Session, backoff_s
 from node.types.messages import MiB
 from node.types.settings import MqttSettings
 from scenarios.founding import free_ports
@@ -82,6 +83,35 @@ def test_a_wrong_password_is_said_and_a_right_one_is_taken_from_file_or_environm
         meet(MqttSettings(**asked, password_file="secret"), tmp_path, welcome)
         monkeypatch.setenv(PASSWORD_VARIABLE, "right")
         meet(MqttSettings(**asked), tmp_path, welcome)
+
+
+def test_a_broker_that_is_away_is_asked_every_second_and_one_that_turns_us_away_less_often():
+    def waits(jitter, **options):
+        return [backoff_s(n, jitter=jitter, **options) for n in range(1, 200)]
+
+    assert max(waits(1.0, away=True)[:BACKOFF_AWAY_TRIES]) == 1.0  # a round of most trainings
+    assert waits(1.0, away=True)[BACKOFF_AWAY_TRIES:] == [4.0] * (199 - BACKOFF_AWAY_TRIES)
+    assert waits(1.0, away=False)[5:] == [4.0] * 194
+    assert waits(0.0, away=False)[5:] == [2.0] * 194, "no two nodes at one time"
+    assert waits(1.0, away=False)[:3] == [0.4, 0.8, 1.6]
+
+
+@needs_mosquitto
+def test_who_is_turned_away_does_not_take_the_broker_for_away(tmp_path, monkeypatch):
+    broker = brokers.Mosquitto(tmp_path, "allow_anonymous false")
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        mqtt_session, "backoff_s", lambda _, *, away, jitter: (asked.append(away), 0.01)[1]
+    )
+
+    async def scene(session: Watched) -> None:
+        await session.says(False)
+        broker.stop()
+        await session.says(False, 3)
+
+    with broker.up():
+        meet(MqttSettings(broker=broker.url, version="5"), tmp_path, scene)
+    assert asked[0] is False and asked[-1] is True
 
 
 def tls_broker(folder: Path, *lines: str) -> brokers.Mosquitto:
