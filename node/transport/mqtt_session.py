@@ -424,7 +424,7 @@ def backoff_s(failures: int, *, away: bool, jitter: float) -> float:
     """
     soon = away and failures <= BACKOFF_AWAY_TRIES
     most = BACKOFF_AWAY_S if soon else BACKOFF_MAX_S
-    return min(BACKOFF_FIRST_S * 2 ** min(failures, 10), most) * (0.5 + 0.5 * jitter)
+    return min(BACKOFF_FIRST_S * 2.0 ** min(failures, 10), most) * (0.5 + 0.5 * jitter)
 
 
 def _wanted() -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Final
 
 PUBLISH: Final = 3
@@ -76,10 +77,12 @@ class Hostile:
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._server: asyncio.Server | None = None
         self.published_bytes = 0  # by clients, that got through
+        self.url = ""
 
     async def start(self, port: int = 0) -> str:
         self._server = await asyncio.start_server(self._accept, LOOPBACK, port)
-        return f"mqtt://{LOOPBACK}:{self._server.sockets[0].getsockname()[1]}"
+        self.url = f"mqtt://{LOOPBACK}:{self._server.sockets[0].getsockname()[1]}"
+        return self.url
 
     async def stop(self) -> None:
         assert self._server is not None
@@ -219,3 +222,37 @@ async def read_packet(reader: asyncio.StreamReader) -> tuple[int, int, bytes, by
             break
     body = await reader.readexactly(size)
     return first[0] >> 4, first[0] & 15, body, bytes(head) + body
+
+
+def packets(recording: bytes) -> Iterator[tuple[int, int, bytes, bytes]]:
+    """The packets of a recording, one after another, as ``read_packet`` has them."""
+    at = 0
+    while at < len(recording):
+        size, shift, body = 0, 0, at + 1
+        while True:
+            byte = recording[body]
+            size |= (byte & 127) << shift
+            shift, body = shift + 7, body + 1
+            if not byte & 128:
+                break
+        end = body + size
+        yield recording[at] >> 4, recording[at] & 15, recording[body:end], recording[at:end]
+        at = end
+
+
+@contextlib.contextmanager
+def behind(upstream: str, *behaviours: str, record: bool = False) -> Iterator[Hostile]:
+    """A hostile broker in a thread of its own, for nodes in processes of theirs."""
+    loop = asyncio.new_event_loop()
+    proxy = Hostile(upstream, *behaviours)
+    proxy.record = record
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(proxy.start(), loop).result()
+        yield proxy
+    finally:
+        asyncio.run_coroutine_threadsafe(proxy.stop(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
