@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import ssl
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from node.errors import ConfigError, LocalProtocolError, RemoteProtocolError, TransportError
 
@@ -199,9 +199,11 @@ class Channel:
         if self._end is not None:
             raise self._end
         view, got = memoryview(buffer), 0
+        read = cast(Callable[[int, memoryview], int], self._tls.read)
+        size = len(view)
         try:
-            while got < len(view):  # one record, 16 KiB at most, a call
-                count = int(self._tls.read(len(view) - got, view[got:]))
+            while got < size:  # one record, 16 KiB at most, a call: 65,000 for a gigabyte
+                count = read(size - got, view[got:])
                 if not count:
                     raise ssl.SSLZeroReturnError
                 got += count

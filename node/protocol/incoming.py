@@ -36,7 +36,8 @@ from node.types.messages import (
 LEAVES_PER_CHUNK: Final = CHUNK_BYTES // LEAF_BYTES
 LINK_CHUNKS: Final = CREDIT_LINK_BYTES // CHUNK_BYTES  # 16
 NODE_CHUNKS: Final = CREDIT_NODE_BYTES // CHUNK_BYTES  # 128
-WANT_CHUNKS: Final = 4  # asked for at a time: the pipe stays full while the window slides
+WANT_CHUNKS: Final = 8  # asked for at a time: the pipe stays full while the window slides
+RESERVED_CHUNKS: Final = 4  # that each other link may always ask for
 LARGE_BYTES: Final = 8 * MiB
 SLICE_S: Final = 2.0  # a large transfer that takes longer lets the next one go first
 OVERTAKEN: Final = 3  # chunks asked for later that came: as many as TCP takes for a loss
@@ -282,13 +283,15 @@ class Transfers:
             by_link[each.peer] += len(each.waiting)
         link_waiting = by_link.pop(transfer.peer)
         neighbours = self._context.self_member.neighbours
-        reserve = min(WANT_CHUNKS, NODE_CHUNKS // len(neighbours))  # 0 where there are too many
+        reserve = min(RESERVED_CHUNKS, NODE_CHUNKS // len(neighbours))  # 0 where there are too many
         # what other links may still ask for stays free: silent ones cannot hold all the credit
         others = sum(max(reserve, by_link[peer]) for peer in neighbours if peer != transfer.peer)
+        window = min(LINK_CHUNKS, NODE_CHUNKS - others)
+        # half a window at a time; in a narrow one what is reserved, which is always to be had
+        most = WANT_CHUNKS if window >= 2 * WANT_CHUNKS else max(1, reserve)
         while transfer.missing:
-            room = min(LINK_CHUNKS, NODE_CHUNKS - others) - link_waiting
-            run = min(max(1, reserve), len(transfer.missing))
-            if room < run:
+            run = min(most, len(transfer.missing))
+            if window - link_waiting < run:
                 return
             first = transfer.missing.pop()
             count = 1
@@ -311,8 +314,6 @@ class ChunkDigest(RemoteProtocolError):
 def verify_leaves(data: bytes | memoryview, leaves: bytes, first: int) -> bool:
     """Whether each 64 KiB leaf of ``data`` has its digest; ``first``: index of its first leaf."""
     view = memoryview(data)
-    for number, start in enumerate(range(0, len(view), LEAF_BYTES), first):
-        digest = blake3(view[start : start + LEAF_BYTES]).digest()
-        if digest != leaves[32 * number : 32 * number + 32]:
-            return False
-    return True
+    starts = range(0, len(view), LEAF_BYTES)
+    digests = [blake3(view[start : start + LEAF_BYTES]).digest() for start in starts]
+    return b"".join(digests) == leaves[32 * first : 32 * (first + len(digests))]

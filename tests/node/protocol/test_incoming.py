@@ -120,7 +120,7 @@ def test_one_relay_serves_many_members_within_the_credit_of_its_link() -> None:
     link = Link(6 * CHUNK_BYTES)
     for member in range(2, 9):
         link.offer(member, via=1)
-    assert sum(link.outstanding[1].values()) == LINK_CHUNKS
+    assert LINK_CHUNKS - 6 < sum(link.outstanding[1].values()) <= LINK_CHUNKS  # whole Wants of 6
     for _ in range(7 * 6):
         assert link.waiting(), "credit became free and nobody asked"
         link.deliver(*link.waiting()[0])
@@ -483,7 +483,7 @@ def test_links_that_send_nothing_do_not_hold_all_the_credit() -> None:
     for liar in range(1, 11):
         link.offer(liar)
     link.offer(11)
-    assert link.outstanding[11].total() >= incoming.WANT_CHUNKS
+    assert link.outstanding[11].total() >= incoming.RESERVED_CHUNKS
     assert sum(c.total() for c in link.outstanding.values()) > NODE_CHUNKS - 2 * LINK_CHUNKS
 
 
