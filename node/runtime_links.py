@@ -169,14 +169,15 @@ def node_links(parts: Parts) -> TransportLinks:
         key_pem=private_key_pem(parts.node_key),
         sign=parts.node_key.sign,
         peers=_peers(parts),
-        advertise=tuple(a for a in parts.me.addresses if not is_broker(a)),
+        advertise=parts.advertise,
     )
-    ways = (
-        {m.id for m in members if not all(map(is_broker, m.addresses))},
-        {m.id for m in members if any(map(is_broker, m.addresses))},
-    )
-    mixed = MixedTransport(parts.me.id, (tcp, mqtt), reach=lambda rank, peer: peer in ways[rank])
-    return TransportLinks(mixed)
+    tcp.learned = mqtt.learned
+    at_broker = {m.id for m in members if any(map(is_broker, m.addresses))}
+
+    def reach(rank: int, peer: NodeId) -> bool:
+        return peer in at_broker if rank else bool(tcp.ways(peer))
+
+    return TransportLinks(MixedTransport(parts.me.id, (tcp, mqtt), reach=reach))
 
 
 def tcp_links(parts: Parts) -> TransportLinks:

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from crypto.card import ADDRESSES_MAX, check_address
 from crypto.identity import SigningKey, verify
 from crypto.keys import load_keys
 from node.consortium import Consortium, load_consortium
@@ -32,6 +33,7 @@ from node.storage.directory import StateDirectory
 from node.storage.files import write_durably
 from node.storage.journal import Journal
 from node.storage.spool import Spool
+from node.transport.addresses import is_broker
 from node.transport.mqtt_login import Login, login
 from node.types.events import CoreState
 from node.types.roster import Member
@@ -63,6 +65,7 @@ class Parts:
     resumed: int  # how often this training was started here before
     warnings: tuple[str, ...]
     login: Login | None = None  # of the broker, where [mqtt] names one
+    advertise: tuple[str, ...] = ()  # where else it is reached, as said at the broker
 
     def close(self) -> None:
         """Give everything back. Raises StorageError where the journal cannot be closed."""
@@ -92,13 +95,34 @@ def assemble(
     if me.node_key != keys.node.public:
         raise ConfigError(f"{state}: the charter's card of '{me.name}' names another node key")
     broker = None if settings.mqtt is None else login(settings.mqtt, base=base)
+    advertise = advertised(settings, me)
     directory = StateDirectory(state).open()
     try:
         opened = _open(settings, consortium, me, keys.node, directory, base=base, seed=seed)
-        return replace(opened, login=broker)
+        return replace(opened, login=broker, advertise=advertise)
     except BaseException:
         directory.close()
         raise
+
+
+def advertised(settings: NodeSettings, me: Member) -> tuple[str, ...]:
+    """The sockets at which this node says that it is reached. Raises ConfigError."""
+    if settings.advertise is None:
+        return tuple(address for address in me.addresses if not is_broker(address))
+    if settings.mqtt is None:
+        raise ConfigError("advertise: is said at a broker, and no [mqtt] names one")
+    if len(settings.advertise) > ADDRESSES_MAX:
+        raise ConfigError(
+            f"advertise: {len(settings.advertise)} addresses, at most {ADDRESSES_MAX} are said"
+        )
+    for text in settings.advertise:
+        try:
+            if is_broker(text):
+                raise ConfigError("a broker's stands in [mqtt]")
+            check_address(text)
+        except ConfigError as error:
+            raise ConfigError(f"advertise: {error}") from None
+    return settings.advertise
 
 
 def _open(

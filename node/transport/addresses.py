@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Final, NamedTuple
 
@@ -60,6 +61,28 @@ def parse_address(text: str, *, key: str = "address") -> Address:
     if int(port) > 65535:
         raise ConfigError(f"{key} '{text}': a port is at most 65535, found {port}")
     return Address(bare, int(port))
+
+
+def is_loopback(address: Address) -> bool:
+    """Whether it names this very machine, as far as the text alone can say."""
+    ip = _ip(address)
+    return ip.is_loopback if ip else address.host.lower().rstrip(".") == "localhost"
+
+
+def leads_elsewhere(address: Address) -> bool:
+    """Whether it can name a machine elsewhere: not this one, nor whoever is on the same wire."""
+    ip = _ip(address)
+    if ip is None:
+        return not is_loopback(address)
+    return not (ip.is_loopback or ip.is_unspecified or ip.is_link_local or ip.is_multicast)
+
+
+def _ip(address: Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        ip = ipaddress.ip_address(address.host)
+    except ValueError:
+        return None
+    return getattr(ip, "ipv4_mapped", None) or ip
 
 
 def seat(consortium: bytes, member: NodeId, epoch: int) -> bytes:

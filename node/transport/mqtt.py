@@ -162,6 +162,10 @@ class MqttTransport(Transport):
             self.bulk.down(link)
         self.stir()
 
+    def learned(self, peer: NodeId) -> tuple[str, ...]:
+        """Where ``peer`` says, signed and not long ago, that it can be reached besides here."""
+        return self.presences.addresses(peer, _wall_ms())
+
     # ── for connections ─────────────────────────────────────────────────────────────────────
 
     @property

@@ -9,17 +9,27 @@ import asyncio
 import errno
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from crypto.channel import READ_BYTES, Channel, Stranger, make_context
 from crypto.identity import NodeId, short_id
 from node.errors import ConfigError, GrapevineError
-from node.transport.addresses import Address, PeerAddress, is_broker, parse_address
+from node.transport.addresses import (
+    Address,
+    PeerAddress,
+    is_broker,
+    is_loopback,
+    leads_elsewhere,
+    parse_address,
+)
 from node.transport.connection import Connection
 from node.transport.links import HANDSHAKE_S, OUTBOX_BYTES_MAX, Gate, Transport
 
 _log = logging.getLogger("grapevine.transport")
+
+LEARNED_MAX: Final = 2  # addresses of a member's own naming in one dial: each may take handshake_s
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,8 @@ class TcpTransport(Transport):
         self._unlogged = 0
         self._log_after = 0.0
         self._closing = False
+        # where a member itself says that it is now; who is asked checked that it was the member
+        self.learned: Callable[[NodeId], Sequence[str]] = lambda peer: ()
         # asyncio fills it and calls back before any other connection's turn: one for all
         self.receive_buffer = memoryview(bytearray(READ_BYTES))
 
@@ -103,6 +115,19 @@ class TcpTransport(Transport):
             return None
         host, port = self._server.sockets[0].getsockname()[:2]
         return Address(host, port)
+
+    def ways(self, peer: NodeId) -> tuple[Address, ...]:
+        """Where to dial ``peer``: where it says that it is now, then what the roster has.
+
+        A wrong address costs a dial: TLS takes nobody else for it. But a member must not point
+        others at services of their own machines, so such an address counts only where the whole
+        consortium seems to live on one.
+        """
+        known = self._addresses.get(peer, ())
+        said = [parse_address(text) for text in self.learned(peer) if not is_broker(text)]
+        if not any(map(is_loopback, (*known, *([self._listen] if self._listen else ())))):
+            said = list(filter(leads_elsewhere, said))
+        return tuple(dict.fromkeys((*said[:LEARNED_MAX], *known)))
 
     def dial(self, peer: NodeId) -> None:
         if self._closing or peer in self.links or peer in self._dials:
@@ -184,7 +209,7 @@ class TcpTransport(Transport):
         if not self.gate(peer):
             why = "unreachable"
         else:
-            for address in self._addresses.get(peer, ()):
+            for address in self.ways(peer):
                 try:
                     await self._connect(peer, address)
                     return

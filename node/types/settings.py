@@ -151,6 +151,8 @@ class NodeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     state: str
     consortium: str
     listen: str | None = None  # "host:port"; absent: dials out only
+    # tcp:// addresses that it is reached at now, said at the broker; absent: those of its card
+    advertise: tuple[str, ...] | None = None
     device: str = "cpu"
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
     passphrase_file: str | None = None
