@@ -26,7 +26,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from node.learning.task import Task
+    from node.runtime_parts import Parts
 
 PIECE = 256 * 1024
 NAMES = ("a", "b")
@@ -152,17 +156,43 @@ def time_pump(mb: int) -> float:
 def node(seat: Path, size: int, rounds: int) -> None:
     """One node: prints an event with its time for all that happens to models."""
     import torch
+
+    from node.runtime import NodeRuntime
+    from node.runtime_links import node_links
+
+    torch.set_num_threads(1)
+    parts, base_kb = seated(seat, size, rounds)
+
+    def tell(event: dict[str, Any]) -> None:
+        at = time.monotonic()
+        if event["event"] == "phase" and event["phase"] == "final":
+            peak_kb = resident_kb("VmHWM")  # before the model is written to disk
+            print(
+                json.dumps({"event": "memory", "base_kb": base_kb, "peak_kb": peak_kb}), flush=True
+            )
+        if event["event"] in ("phase", "received", "round", "failed", "rejected", "unlinked"):
+            print(json.dumps({**event, "mono": at}), flush=True)
+
+    # b's turn comes later: until then it sleeps in its training, and a has the link for itself
+    pad = (lambda _steps: TURN_S) if parts.me.name == "b" else None
+    try:
+        asyncio.run(NodeRuntime(parts, node_links(parts), (tell,), pad=pad).run())
+    finally:
+        parts.close()
+
+
+def seated(seat: Path, size: int, rounds: int) -> tuple[Parts, int]:
+    """The node of ``seat`` as `grapevine start` opens it, but for its model and its policy.
+
+    With it the memory in kB that the imports took.
+    """
     from msgspec import structs
-    from torch import nn
 
     from crypto.identity import verify
     from crypto.keys import load_keys
     from node.consortium import load_consortium
     from node.learning.learner import Learner
-    from node.learning.task import Table, Task
     from node.protocol.core import Core
-    from node.runtime import NodeRuntime
-    from node.runtime_links import node_links
     from node.runtime_parts import Parts
     from node.storage.directory import StateDirectory
     from node.storage.journal import Journal
@@ -173,22 +203,6 @@ def node(seat: Path, size: int, rounds: int) -> None:
     from node.types.roster import Pins
     from node.types.settings import LearningSettings, NodeSettings
 
-    class Wide(nn.Module):
-        """As many parameters as asked for, and a loss that looks at a few of them.
-
-        They are parameters of their own: autograd would make a slice's gradient as large as the
-        whole, and that is no memory of the node's.
-        """
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.seen = nn.Parameter(torch.zeros(1000))
-            self.rest = nn.Parameter(torch.zeros(size // 4 - 1000))
-
-        def forward(self, rows: torch.Tensor) -> torch.Tensor:
-            return (rows - self.seen).square().sum(1)
-
-    torch.set_num_threads(1)
     base_kb = resident_kb("VmRSS")
     settings = load_toml(seat / "node.toml", NodeSettings)
     keys = load_keys(Path(settings.state))
@@ -204,24 +218,20 @@ def node(seat: Path, size: int, rounds: int) -> None:
     )
     consortium = structs.replace(consortium, policy=policy)
     me = consortium.roster.members[keys.node_id]
-    rows = Table(torch.full((4, 1000), 0.01 if me.name == "a" else -0.01), torch.zeros(4))
-    task = Task(
-        Wide(), rows, lambda out, _: out.mean(), metric="loss", learning_rate=0.01, name="w"
-    )
     learning = LearningSettings(rounds=rounds, local_steps=1, optimizer="sgd")
     directory = StateDirectory(settings.state).open()
+    task = wide(size, 0.01 if me.name == "a" else -0.01)
     learner = Learner(task, learning, me=me.id, seed=1, spool=directory.spool)
-    pins = Pins(
-        training=consortium.training,
-        schema=learner.schema_digest,
-        initial=learner.initial_digest,
-        code=learner.code_digest,
-        payload_bytes=learner.payload_bytes,
-    )
     core = Core(
         me=me.id,
         roster=consortium.roster,
-        pins=pins,
+        pins=Pins(
+            training=consortium.training,
+            schema=learner.schema_digest,
+            initial=learner.initial_digest,
+            code=learner.code_digest,
+            payload_bytes=learner.payload_bytes,
+        ),
         policy=policy,
         state=CoreState(),
         sign=keys.node.sign,
@@ -243,23 +253,33 @@ def node(seat: Path, size: int, rounds: int) -> None:
         warnings=(),
         login=settings.mqtt and login(settings.mqtt, base=seat),
     )
+    return parts, base_kb
 
-    def tell(event: dict[str, Any]) -> None:
-        at = time.monotonic()
-        if event["event"] == "phase" and event["phase"] == "final":
-            peak_kb = resident_kb("VmHWM")  # before the model is written to disk
-            print(
-                json.dumps({"event": "memory", "base_kb": base_kb, "peak_kb": peak_kb}), flush=True
-            )
-        if event["event"] in ("phase", "received", "round", "failed", "rejected", "unlinked"):
-            print(json.dumps({**event, "mono": at}), flush=True)
 
-    # b's turn comes later: until then it sleeps in its training, and a has the link for itself
-    pad = (lambda _steps: TURN_S) if me.name == "b" else None
-    try:
-        asyncio.run(NodeRuntime(parts, node_links(parts), (tell,), pad=pad).run())
-    finally:
-        parts.close()
+def wide(size: int, value: float) -> Task:
+    """As many parameters (4 bytes each) as asked for, and a loss that looks at a few of them."""
+    import torch
+    from torch import nn
+
+    from node.learning.task import Table, Task
+
+    class Wide(nn.Module):
+        """Parameters of their own: autograd would make a slice's gradient as large as the whole,
+        and that is no memory of the node's.
+        """
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = nn.Parameter(torch.zeros(1000))
+            self.rest = nn.Parameter(torch.zeros(size // 4 - 1000))
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return (rows - self.seen).square().sum(1)
+
+    rows = Table(torch.full((4, 1000), value), torch.zeros(4))
+    return Task(
+        Wide(), rows, lambda out, _: out.mean(), metric="loss", learning_rate=0.01, name="w"
+    )
 
 
 def resident_kb(field: str) -> int:

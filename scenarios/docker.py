@@ -110,7 +110,7 @@ def _run(
 ) -> Run:
     from scenarios.docker_ground import Containers
     from scenarios.founding import found
-    from scenarios.prepare import found as prepare
+    from scenarios.prepare import prepare
     from scenarios.processes_fleet import Fleet
     from scenarios.processes_result import collect, judged
 

@@ -25,7 +25,7 @@ def check_engine(on: str) -> str:
 
 def check(scenario: Scenario, *, on: str = "simulation") -> None:
     """Raises ConfigError for what the engine would refuse, without starting anything."""
-    from scenarios.prepare import found
+    from scenarios.prepare import prepare
 
     check_engine(on)
     drawn = scenario.with_chaos()
@@ -37,7 +37,7 @@ def check(scenario: Scenario, *, on: str = "simulation") -> None:
         from scenarios.docker import refuse as refuse_on_docker
 
         refuse_on_docker(drawn)
-    found(drawn)
+    prepare(drawn)
 
 
 def run(

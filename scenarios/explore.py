@@ -144,10 +144,10 @@ def run_seed(scenario: Scenario, seed: int, *, on: str = "simulation", ablate: s
 
 def _ablated(scenario: Scenario, ablate: str) -> tuple[Check, ...]:
     """What the checkers found; nothing is expected of such a run."""
-    from scenarios.prepare import found
+    from scenarios.prepare import prepare
     from scenarios.simulation import Hooks, Simulation
 
-    simulation = Simulation(found(scenario), Hooks(ablate=ablate, evaluate=False))
+    simulation = Simulation(prepare(scenario), Hooks(ablate=ablate, evaluate=False))
     simulation.run()
     return tuple(check for check in simulation.checkers.checks() if not check.ok)
 
@@ -184,7 +184,7 @@ def _before(scenario: Scenario, run: Run, check: Check) -> tuple[str, ...]:
 
 def _effects(scenario: Scenario, until: float | None) -> list[tuple[float, str]]:
     """What the nodes did: the same run once more, with somebody watching."""
-    from scenarios.prepare import found
+    from scenarios.prepare import prepare
     from scenarios.simulation import Hooks, Simulation
 
     seen: deque[tuple[float, str, ev.Effect]] = deque(maxlen=LAST_EVENTS)
@@ -193,7 +193,7 @@ def _effects(scenario: Scenario, until: float | None) -> list[tuple[float, str]]
         if not isinstance(effect, _UNSAID) and (until is None or at <= until + 1e-6):
             seen.append((at, name, effect))
 
-    founded = found(scenario)
+    founded = prepare(scenario)
     Simulation(founded, Hooks(on_effect=watch, evaluate=False)).run()
     names: dict[Any, str] = {m: founded.roster.name(m) for m in founded.roster.members}
     return [(at, f"{at:.6f} s: {name}: {_words(effect, names)}") for at, name, effect in seen]

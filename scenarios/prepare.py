@@ -1,4 +1,4 @@
-"""What a simulation founds before its clock starts: rows, keys, roster, policy, pins, learners.
+"""What a run has before its clock starts: rows, keys, roster, policy, pins, learners.
 
 Everything follows from the scenario and its seed. Keys are real Ed25519 keys, made from the seed
 so that a run can be repeated; no node outside a simulation may have such a key.
@@ -25,7 +25,7 @@ from scenarios.expected import check_own_rows
 from scenarios.settings import Scenario, check_duration, data_seed, derive, node_seed
 
 
-class Founded(Struct, frozen=True, kw_only=True, eq=False):
+class Prepared(Struct, frozen=True, kw_only=True, eq=False):
     """A consortium that exists in memory alone. Names are in the topology's order."""
 
     scenario: Scenario
@@ -60,7 +60,7 @@ class Founded(Struct, frozen=True, kw_only=True, eq=False):
         )
 
 
-def found(scenario: Scenario) -> Founded:
+def prepare(scenario: Scenario) -> Prepared:
     """Make everything that does not depend on time. Raises ConfigError for what cannot be."""
     settings, graph = scenario.settings, scenario.graph
     learning = scenario.training()
@@ -87,7 +87,7 @@ def found(scenario: Scenario) -> Founded:
         )
         for name in graph.nodes
     ]
-    return Founded(
+    return Prepared(
         scenario=scenario,
         learning=learning,
         names=graph.nodes,

@@ -157,7 +157,7 @@ def _run(
     direct: Sequence[str],
 ) -> Run:
     from scenarios.founding import found
-    from scenarios.prepare import found as prepare
+    from scenarios.prepare import prepare
     from scenarios.processes_fleet import Fleet
     from scenarios.processes_ground import Forks
     from scenarios.processes_result import collect, judged

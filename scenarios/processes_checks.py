@@ -19,7 +19,7 @@ from scenarios.checkers.taken import ball
 from scenarios.checkers.watch import Checkers
 from scenarios.faults import Heal, Partition, Restart, Resume
 from scenarios.founding import Founded
-from scenarios.prepare import Founded as Prepared
+from scenarios.prepare import Prepared
 from scenarios.processes_log import NodeLog
 from scenarios.processes_outages import Happened
 from scenarios.record import Check

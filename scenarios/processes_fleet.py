@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from scenarios.faults import Attack, Crash, DiskFull, Fault, Pause, Restart, Resume, Slow
 from scenarios.founding import Founded, Seat
 from scenarios.nursery import Child
-from scenarios.prepare import Founded as Prepared
+from scenarios.prepare import Prepared
 from scenarios.processes_ground import backups_of, changes_of
 from scenarios.processes_log import NodeLog
 from scenarios.processes_outages import ProcessOutages

@@ -26,7 +26,7 @@ from scenarios.expectations import (
 from scenarios.founding import Founded
 from scenarios.measures import by_round
 from scenarios.partitions import partition_runs
-from scenarios.prepare import Founded as Prepared
+from scenarios.prepare import Prepared
 from scenarios.processes_checks import checks
 from scenarios.processes_fleet import Fleet
 from scenarios.processes_log import NodeLog

@@ -20,7 +20,7 @@ from scenarios.expectations import (
 )
 from scenarios.measures import by_round, consensus
 from scenarios.partitions import Calm, partition_runs
-from scenarios.record import DistanceRow, LinkRun, Missed, NodeRun, Run
+from scenarios.record import Check, DistanceRow, LinkRun, Missed, NodeRun, Run
 
 if TYPE_CHECKING:
     from scenarios.simulation import Simulation
@@ -42,11 +42,8 @@ def collect(
     scenario, founded = simulation.scenario, simulation.founded
     figures = _figures(simulation)
     nodes = tuple(_node_run(simulation, node, figures) for node in simulation.nodes)
-    honest = [
-        node
-        for node in simulation.nodes
-        if node.ended == "finished" and node.name not in simulation.attackers
-    ]
+    attackers = frozenset(simulation.attackers)
+    honest = [n for n in simulation.nodes if n.ended == "finished" and n.name not in attackers]
     spread = consensus([node.learner for node in honest], [node.samples for node in honest])
     distance, relative = spread if spread is not None else (None, None)
     begun = time.perf_counter()
@@ -54,22 +51,14 @@ def collect(
     baselines_s = time.perf_counter() - begun if baselines else None
     distances = simulation.measures.distances()
     spans = simulation.outages.spans()
-    attackers = frozenset(simulation.attackers)
     honest_rows = [row for row in simulation.measures.rows if row.node not in attackers]
-    back = _reconvergence(simulation, distances, free)
-    down = simulation.hooks.kill_at if simulation.hooks.restart_after_s is None else ()
     evidence = Evidence(
         nodes=nodes,
-        could_finish=could_finish(founded.names, scenario.faults, down=down),
+        could_finish=_could_finish(simulation),
         distance=distance,
         relative=relative,
         baselines=compared,
-        reconvergence=back,
-    )
-    checks = (
-        *judge(scenario, evidence),
-        *happened(scenario.faults, simulation.outages.unhappened),
-        *simulation.checkers.checks(),
+        reconvergence=_reconvergence(simulation, distances, free),
     )
     ended = [n.digest() if n.ended == "finished" else bytes(32) for n in simulation.nodes]
     trace_hash, schedule_hash = simulation.trace.finish(ended)
@@ -91,7 +80,7 @@ def collect(
         consensus_distance=distance,
         consensus_relative=relative,
         baselines=compared,
-        checks=checks,
+        checks=_checks(simulation, evidence),
         trace_hash=trace_hash,
         schedule_hash=schedule_hash,
         wall_s=wall_s,
@@ -101,8 +90,28 @@ def collect(
         absent=tuple(node.name for node in simulation.nodes if node.ended != "finished"),
         task=scenario.settings.task.name,
         attackers=simulation.attackers,
-        notes=(*_malicious(simulation.attackers), *remarks(back), *simulation.outages.notes),
+        notes=(
+            *_malicious(simulation.attackers),
+            *remarks(evidence.reconvergence),
+            *simulation.outages.notes,
+        ),
     )
+
+
+def _checks(simulation: Simulation, evidence: Evidence) -> tuple[Check, ...]:
+    """What the scenario expects, whether its faults happened, and what must hold of any run."""
+    scenario = simulation.scenario
+    return (
+        *judge(scenario, evidence),
+        *happened(scenario.faults, simulation.outages.unhappened),
+        *simulation.checkers.checks(),
+    )
+
+
+def _could_finish(simulation: Simulation) -> tuple[str, ...]:
+    hooks, founded = simulation.hooks, simulation.founded
+    down = hooks.kill_at if hooks.restart_after_s is None else ()
+    return could_finish(founded.names, simulation.scenario.faults, down=down)
 
 
 def _malicious(attackers: tuple[str, ...]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from scenarios.memory import Memory
 from scenarios.network import SECOND, Clock, Network
 from scenarios.outages import Outages
 from scenarios.partitions import Calm
-from scenarios.prepare import Founded, found
+from scenarios.prepare import Prepared, prepare
 from scenarios.record import RoundRow, Run
 from scenarios.results import collect
 from scenarios.settings import Scenario, derive
@@ -70,7 +70,7 @@ class Simulation:
 
     def __init__(
         self,
-        founded: Founded,
+        founded: Prepared,
         hooks: Hooks | None = None,
         on_progress: Progress | None = None,
         *,
@@ -408,7 +408,7 @@ def _simulate(
     scenario: Scenario, hooks: Hooks | None, on_progress: Progress | None, *, baselines: bool
 ) -> Run:
     begun = time.perf_counter()
-    founded = found(scenario)
+    founded = prepare(scenario)
     simulation = Simulation(founded, hooks, on_progress)
     started = time.perf_counter()
     simulation.run()
@@ -438,7 +438,7 @@ def undisturbed(scenario: Scenario) -> Calm | None:
     if scenario.settings.expect.reconverged_within_rounds is None:
         return None
     calm = Simulation(
-        found(scenario.without_faults()), Hooks(evaluate=False), partitions=scenario.partitions
+        prepare(scenario.without_faults()), Hooks(evaluate=False), partitions=scenario.partitions
     )
     calm.run()
     return Calm(by_round(calm.measures.distances()), calm.measures.apart())

@@ -62,12 +62,12 @@ def test_the_table_in_the_docs_has_every_safeguard_and_its_checker() -> None:
 
 
 def test_without_its_checker_a_missing_safeguard_goes_unnoticed_by_it() -> None:
-    from scenarios.prepare import found
+    from scenarios.prepare import prepare
     from scenarios.simulation import Hooks, Simulation
 
     scenario = library("chaos").with_seed(0).with_chaos()
     hooks = Hooks(ablate="fsync before send", blind=("versions",), evaluate=False)
-    run = Simulation(found(scenario), hooks)
+    run = Simulation(prepare(scenario), hooks)
     run.run()
     finding = run.checkers.findings["versions"]
     assert finding.seen > 0 and finding.broken == 0
@@ -75,12 +75,12 @@ def test_without_its_checker_a_missing_safeguard_goes_unnoticed_by_it() -> None:
 
 def test_an_attacker_keeps_its_safeguards() -> None:
     """It is the others that must be able to do without its good will."""
-    from scenarios.prepare import found
+    from scenarios.prepare import prepare
     from scenarios.simulation import Hooks, Simulation
 
     scenario = library("chaos").with_seed(1).with_chaos()
     assert scenario.attackers
-    run = Simulation(found(scenario), Hooks(ablate="deadline", evaluate=False))
+    run = Simulation(prepare(scenario), Hooks(ablate="deadline", evaluate=False))
     run.run()
     for node in run.nodes:
         patched = "wait_s" in vars(node.core.rounds.arrivals)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from node.errors import ConfigError
-from scenarios.prepare import found
+from scenarios.prepare import prepare
 from scenarios.settings import parse_scenario
 
 HEAD = """
@@ -67,10 +67,10 @@ def test_own_figures_of_a_node_without_own_rows_are_refused_once_the_rows_are_kn
     few = ', own_holdout = 0.02, split = { kind = "resample", per_node = 10 }'
     text = HEAD.format(task="digits", more=few) + "own_accuracy_min = 0.5"
     with pytest.raises(ConfigError, match=r"t.toml: .*own_accuracy_min': 'n0' has no held-out"):
-        found(parse_scenario(text, source="t.toml"))
+        prepare(parse_scenario(text, source="t.toml"))
 
 
 def test_what_is_wrong_with_the_data_names_the_file() -> None:
     text = HEAD.format(task="digits", more=', split = { kind = "resample" }')
     with pytest.raises(ConfigError, match=r"^t.toml: task.split: kind 'resample' needs"):
-        found(parse_scenario(text, source="t.toml"))
+        prepare(parse_scenario(text, source="t.toml"))

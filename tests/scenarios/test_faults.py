@@ -8,7 +8,7 @@ from sims import QUADRATIC, failed, quadratic
 from node.errors import ConfigError
 from node.protocol.incoming import STALL_S
 from node.types import events as ev
-from scenarios.prepare import found
+from scenarios.prepare import prepare
 from scenarios.processes import run_processes
 from scenarios.record import Run
 from scenarios.settings import Scenario, parse_scenario
@@ -90,7 +90,7 @@ def test_a_link_that_is_reset_is_dialled_again_at_once() -> None:
             seen.append((name, note.why))
 
     text = event("round 3", 'reset = { a = "n0", b = "n1" }')
-    Simulation(found(quadratic(text, rounds=15)), Hooks(on_effect=watch)).run()
+    Simulation(prepare(quadratic(text, rounds=15)), Hooks(on_effect=watch)).run()
     assert sorted(seen) == [("n0", "reset"), ("n1", "reset")]
 
 
@@ -105,7 +105,7 @@ def test_a_node_with_its_own_pace_trains_for_as_long_as_its_table_says() -> None
             took.setdefault(name, set()).add(round(at - began.pop(name), 6))
 
     scenario = quadratic('[[node]]\nname = "n[12]"\nstep_ms = 80\n')
-    Simulation(found(scenario), Hooks(on_effect=watch)).run()
+    Simulation(prepare(scenario), Hooks(on_effect=watch)).run()
     # two steps a round, of 50 ms where no table says otherwise
     assert took == {n: {0.16} if n in ("n1", "n2") else {0.1} for n in scenario.graph.nodes}
 

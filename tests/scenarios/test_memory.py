@@ -18,7 +18,7 @@ from node.protocol.reading import Reader
 from node.types.messages import PRESENCE, Have, Header, Heads, SignedHeader
 from scenarios import memory as memory_module
 from scenarios.memory import Memory, Recent
-from scenarios.prepare import found
+from scenarios.prepare import prepare
 from scenarios.simulation import Simulation, simulate
 
 KEY = SigningKey.from_seed(b"k" * 32)
@@ -123,7 +123,7 @@ def test_digests_are_of_exactly_the_bytes_asked_about() -> None:
 
 
 def test_a_model_that_passed_once_does_not_let_another_pass() -> None:
-    founded = found(quadratic())
+    founded = prepare(quadratic())
     learner = founded.learner("n0")
     memory = Memory()
     good = bytes(as_bytes(torch.ones(8)))
@@ -182,7 +182,7 @@ def test_neighbours_hold_one_copy_of_a_model_and_verify_its_header_once(
     source = quadratic(rounds=3, mixing=0, topology='kind = "complete", nodes = 5')
     task = structs.replace(source.settings.task, dimension=dimension)
     scenario = structs.replace(source, settings=structs.replace(source.settings, task=task))
-    simulation = Simulation(found(scenario))
+    simulation = Simulation(prepare(scenario))
     simulation.run()
     assert [node.ended for node in simulation.nodes] == ["finished"] * 5
     for owner in simulation.nodes:

@@ -360,7 +360,7 @@ def worst(run) -> float:
 
 
 def test_a_complete_graph_with_one_step_is_centralised_gradient_descent() -> None:
-    from scenarios.prepare import found
+    from scenarios.prepare import prepare
     from scenarios.settings import parse_scenario
     from scenarios.simulation import Simulation
 
@@ -379,7 +379,7 @@ optimizer = "sgd"
 final_mixing = 0
 """
     scenario = parse_scenario(text, source="central.toml")
-    simulation = Simulation(found(scenario))
+    simulation = Simulation(prepare(scenario))
     simulation.run()
     reference = [simulation.founded.learner(name) for name in simulation.founded.names]
     assert len({learner.samples for learner in reference}) == 1
