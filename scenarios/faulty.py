@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from crypto.identity import NodeId
+from node.protocol.frames import CHUNK
 from node.runtime_links import Links, Owner
 from node.types.messages import MiB
 from scenarios.pipes import Downlink, Pipe, Uplink, delays
@@ -163,7 +164,9 @@ class FaultyLinks:
             self._inner.send(peer, *parts)
             return
         frame = b"".join(parts)  # copied: a view of the model would change under way
-        for at, arriving in line.pipe.put(self._loop.time(), frame, shape, self._rng):
+        bulk = self._weather.plan.broker and frame[1:2] == bytes((CHUNK,))
+        now = self._loop.time()
+        for at, arriving in line.pipe.put(now, frame, shape, self._rng, bulk=bulk):
             line.put(at, arriving)
         self._arm(peer, line)
 

@@ -10,6 +10,8 @@ import random
 from collections.abc import Mapping
 from typing import Final
 
+from msgspec import structs
+
 from scenarios.vocabulary import LinkShape
 
 PACKET_BYTES: Final = 1460
@@ -61,13 +63,25 @@ class Pipe:
         self._last = 0.0
 
     def put(
-        self, now: float, frame: bytes, shape: LinkShape, rng: random.Random
+        self,
+        now: float,
+        frame: bytes,
+        shape: LinkShape,
+        rng: random.Random,
+        *,
+        bulk: bool = False,
     ) -> list[tuple[float, bytes]]:
         """What arrives of a frame sent at ``now``, and when: mostly the frame itself, once.
 
         A byte may be flipped; it may come after frames that were sent later; it may come twice.
+        bulk: a chunk over a broker; what is lost of those is gone, and took its share of the line.
         """
         chance = {"jitter": rng.random(), "loss": rng.random()}
+        if bulk:
+            lost, shape = chance["loss"] < shape.loss, structs.replace(shape, loss=0.0)
+            if lost:
+                self._uplink.pass_through(now, len(frame))
+                return []
         before = self._last
         at = self.arrival(now, len(frame), shape, chance)
         if not unruly(shape):

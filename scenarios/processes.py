@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -89,7 +90,8 @@ def run_processes(
     on_progress: gets every event of every node. timeout_s: for all of it; else the engine gives
     up when no node has shown a sign of life for longer than any wait can last. nursery: one that
     stays open for several runs, which spares each the imports. broker: nodes meet through the
-    broker with this URL, and only those in ``direct`` also listen on sockets of their own.
+    broker with this URL, and only those in ``direct`` also listen on sockets of their own; without
+    it, a scenario with ``network.transport = "mqtt"`` gets an embedded one for the run.
     Raises ConfigError for what cannot be run, GrapevineError when processes cannot be started.
     """
     scenario = scenario.with_seed(seed).with_chaos()
@@ -102,6 +104,8 @@ def run_processes(
             clear(directory)
             folder = directory
         began = time.monotonic()
+        if broker is None and scenario.settings.network.transport == "mqtt":
+            broker = stack.enter_context(_embedded_broker())
         if nursery is None:
             nursery = stack.enter_context(Nursery(folder / "nursery.log"))
         run = _run(
@@ -119,6 +123,13 @@ def run_processes(
         nodes = tuple(structs.replace(node, model=None) for node in run.nodes)
         run = structs.replace(run, nodes=nodes)
     return run
+
+
+def _embedded_broker() -> AbstractContextManager[str]:
+    from scenarios.broker import broker
+    from scenarios.founding import free_ports
+
+    return broker(free_ports(1)[0])
 
 
 def clear(directory: Path) -> None:
@@ -185,10 +196,10 @@ def _run(
 
 def refuse(scenario: Scenario, *, engine: str = "processes") -> None:
     """A fault that this engine, or one built on it, cannot inject is refused, never skipped."""
-    if scenario.settings.network.transport != "tcp":
+    if scenario.settings.network.transport != "tcp" and engine != "processes":
         raise ConfigError(
-            f"{scenario.source}: key 'network.transport': {engine} run over tcp, not over "
-            f"{scenario.settings.network.transport}; simulation can"
+            f"{scenario.source}: key 'network.transport': {engine} runs over tcp, not over "
+            f"{scenario.settings.network.transport}; simulation and processes can"
         )
     for fault in scenario.faults:
         where = f"{scenario.source}: event {fault.label}"

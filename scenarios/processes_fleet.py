@@ -124,6 +124,7 @@ class Fleet:
             changes=str(changes_of(self.founded)),
             skew_s=self.outages.skew_s.get(name, 0.0),
             backups=str(backups_of(seat)) if name in self.outages.kept else None,
+            broker=scenario.settings.network.transport == "mqtt",
         )
 
     def _neighbours(self, name: str) -> tuple[str, ...]:

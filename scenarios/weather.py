@@ -70,6 +70,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     changes: str  # path
     skew_s: float = 0.0  # what the wall clock is off by, as the node reads it when it starts
     backups: str | None = None  # folder: keep the disk as it was at each checkpoint
+    broker: bool = False  # links lead over one: a chunk that is lost is gone
 
 
 def change_of(fault: Fault, at: float, *, seed: int = 0) -> Change | None:

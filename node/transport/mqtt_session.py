@@ -45,6 +45,10 @@ POSTS_MAX: Final = 1024  # of QoS 1 and waiting to be published; pipes bound the
 INCOMING_MAX: Final = 256
 OVERHEAD_BYTES: Final = 256  # topic, fixed and variable header, our own header and tags
 SIZES: Final = (CHUNK_BYTES + KiB, 128 * KiB, 32 * KiB, 8 * KiB, 2 * KiB)
+# mosquitto 2.0 takes 4 KiB of a websocket in each turn of its loop, and turns ten times a second:
+# 60 kB/s in packets of 128 KiB, 10 MB/s in packets that one turn takes
+PIECEMEAL_BYTES: Final = 4 * KiB
+PIECEMEAL_S: Final = 0.5  # that the largest packet takes there and back, or the broker is one such
 UNPROBED_BYTES: Final = 32 * KiB  # taken where the broker does not let us find out
 
 # OpenSSL's words, which is all that aiomqtt passes on
@@ -116,7 +120,7 @@ class Session:
         self._sizes = [s for s in SIZES if s <= (login.packet_bytes_max or SIZES[0])]
         if login.packet_bytes_max is not None:
             self._sizes.insert(0, login.packet_bytes_max)
-        elif login.address.scheme == "wss":
+        elif self.websockets:
             self._sizes.pop(0)  # masking is done byte by byte: half a MiB would block the loop
         self._probed = False
         self.up = False
@@ -132,6 +136,10 @@ class Session:
     def packet_bytes(self) -> int:
         """The largest payload that the broker is known to take."""
         return self._sizes[0] - OVERHEAD_BYTES
+
+    @property
+    def websockets(self) -> bool:
+        return self._login.address.scheme == "wss"
 
     # ── for the transport ───────────────────────────────────────────────────────────────────
 
@@ -279,7 +287,6 @@ class Session:
                 proxy_username=login.proxy.user,
                 proxy_password=login.proxy.password,
             )
-        wss = login.address.scheme == "wss"
         return _Client(
             login.address.host,
             login.address.port,
@@ -291,8 +298,8 @@ class Session:
             will=aiomqtt.Will(self._will, b"", 0, False),
             clean_session=None if five else True,
             clean_start=self._first if five else paho.MQTT_CLEAN_START_FIRST_ONLY,
-            transport="websockets" if wss else "tcp",
-            websocket_path=login.address.path if wss else None,
+            transport="websockets" if self.websockets else "tcp",
+            websocket_path=login.address.path if self.websockets else None,
             timeout=FIVE_S if five and self._first else ANSWER_S,
             keepalive=KEEPALIVE_S,
             max_queued_incoming_messages=INCOMING_MAX,
@@ -391,15 +398,21 @@ class _Probe:
         session = self._session
         if session._probed:
             return
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(ANSWER_S):
                 await self._client.subscribe(self.topic, 0)
+                began = loop.time()
                 while not await self._fits(session._sizes[0] - OVERHEAD_BYTES):
                     if len(session._sizes) == 1:
                         break
                     del session._sizes[0]
+                    began = loop.time()
+            if session.websockets and loop.time() - began > PIECEMEAL_S:
+                session._sizes = [min(session._sizes[0], PIECEMEAL_BYTES)]
         except TimeoutError:  # not allowed, or very slow: take what most brokers bear
-            session._sizes = [min(session._sizes[0], UNPROBED_BYTES)]
+            most = PIECEMEAL_BYTES if session.websockets else UNPROBED_BYTES
+            session._sizes = [min(session._sizes[0], most)]
         except aiomqtt.MqttError:
             if len(session._sizes) > 1:
                 del session._sizes[0]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 from sims import QUADRATIC, failed, quadratic
 
-from node.errors import ConfigError
 from node.protocol.incoming import STALL_S
 from node.types import events as ev
 from scenarios.prepare import prepare
-from scenarios.processes import run_processes
 from scenarios.record import Run
 from scenarios.settings import Scenario, parse_scenario
 from scenarios.simulation import Hooks, Simulation, simulate
@@ -120,8 +118,6 @@ def test_chunks_lost_over_a_broker_are_fetched_again() -> None:
     assert all(not row.missing for row in run.rows), "and nobody had to go without"
     assert max(row.waited_s for row in run.rows) < STALL_S, "nor to wait until a stall is noticed"
     assert rejections(run) == {}
-    with pytest.raises(ConfigError, match=r"'network\.transport': processes run over tcp"):
-        run_processes(scenario)
 
 
 def quadratic_over(transport: str) -> Scenario:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from crypto.identity import NodeId
+from node.protocol.frames import chunk_prefix, encode
+from node.types.messages import Ping
 from scenarios import faulty
 from scenarios.faults import Clog, Heal, Link, Partition, Reset, Unclog, When
 from scenarios.faulty import DIAL_TIMEOUT_S, LOOK_S, FaultyLinks
@@ -84,7 +86,9 @@ class Node:
 
 
 class Bench:
-    def __init__(self, changes: Path, shape: LinkShape, uplink: float | None = None) -> None:
+    def __init__(
+        self, changes: Path, shape: LinkShape, uplink: float | None = None, *, broker: bool = False
+    ) -> None:
         self.changes = changes
         plan = Plan(
             me="a",
@@ -93,6 +97,7 @@ class Bench:
             shapes={"b": shape, "c": CALM},
             bandwidth_mbps=uplink,
             changes=str(changes),
+            broker=broker,
         )
         self.inner, self.node = Inner(), Node()
         names = {B: "b", C: "c"}
@@ -152,6 +157,28 @@ def test_frames_are_delayed_in_order_and_copied(tmp_path: Path, play: Any) -> No
         assert bench.of("send") == [("send", 0.1, B, b"1old"), ("send", 0.1, B, b"2")]
         assert bench.transport.queued_bytes(B) == 0
         assert ("on_drained", B) in bench.node.heard
+        await bench.transport.close()
+
+    play(act())
+
+
+@pytest.mark.parametrize("broker", [True, False])
+def test_over_a_broker_chunks_alone_are_lost(tmp_path: Path, play: Any, broker: bool) -> None:
+    bench = Bench(
+        tmp_path / "changes", LinkShape(latency_ms=10, jitter_ms=0, loss=0.5), broker=broker
+    )
+    chunk, other = chunk_prefix(bytes(32), 0), encode(Ping())
+
+    async def act() -> None:
+        await bench.transport.start(bench.node)
+        bench.transport.on_up(B)
+        for _ in range(100):
+            bench.transport.send(B, chunk, b"data")
+            bench.transport.send(B, other)
+        await asyncio.sleep(60)
+        sent = [did[3] for did in bench.of("send")]
+        assert sent.count(other) == 100
+        assert (30 < sent.count(chunk + b"data") < 70) if broker else len(sent) == 200
         await bench.transport.close()
 
     play(act())

@@ -46,6 +46,19 @@ def test_loss_costs_a_retransmission_in_its_share_of_cases() -> None:
     assert soon == pytest.approx(0.1)
 
 
+def test_over_a_broker_a_lost_chunk_is_gone_and_nothing_else_is_late_for_it() -> None:
+    shape, rng = LinkShape(latency_ms=100, jitter_ms=0, loss=0.3), random.Random(1)
+    uplink = Uplink(8.0)  # 1 MB/s
+    pipe = Pipe(uplink)
+    arrived = [pipe.put(0.0, bytes(1000), shape, rng, bulk=True) for _ in range(1000)]
+    lost = [n for n, found in enumerate(arrived) if not found]
+    assert 230 < len(lost) < 370
+    for n, found in enumerate(arrived, 1):
+        assert [at for at, _ in found] in ([], [pytest.approx(0.001 * n + 0.1)])
+    late = [pipe.put(2.0, b"have", shape, rng)[0][0] for _ in range(20)]
+    assert max(late) == pytest.approx(2.1 + 0.4, abs=0.01)  # anything else is a stream's
+
+
 def test_links_of_a_node_share_its_uplink() -> None:
     uplink = Uplink(8.0)  # 1 MB/s
     one, other = Pipe(uplink), Pipe(uplink)

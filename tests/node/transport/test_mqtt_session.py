@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import subprocess
 from pathlib import Path
@@ -16,8 +17,8 @@ from payloads import Fetcher, Payload, Server
 
 from node.errors import ConfigError
 from node.transport import mqtt_session
-from node.transport.mqtt_login import PASSWORD_VARIABLE, login
-from node.transport.mqtt_session import BACKOFF_AWAY_TRIES, Session, backoff_s
+from node.transport.mqtt_login import PASSWORD_VARIABLE, PROXY_VARIABLE, login
+from node.transport.mqtt_session import BACKOFF_AWAY_TRIES, OVERHEAD_BYTES, Session, backoff_s
 from node.types.messages import MiB
 from node.types.settings import MqttSettings
 from scenarios.founding import free_ports
@@ -114,13 +115,14 @@ def test_who_is_turned_away_does_not_take_the_broker_for_away(tmp_path, monkeypa
     assert asked[0] is False and asked[-1] is True
 
 
-def tls_broker(folder: Path, *lines: str) -> brokers.Mosquitto:
+def tls_broker(folder: Path, *lines: str, port: int | None = None) -> brokers.Mosquitto:
     return brokers.Mosquitto(
         folder,
         f"cafile {folder}/ca.pem",
         f"certfile {folder}/server.pem",
         f"keyfile {folder}/server.key",
         *lines,
+        port=port,
     )
 
 
@@ -230,19 +232,43 @@ def test_two_nodes_with_one_client_id_wait_longer_and_longer_and_say_why(tmp_pat
         meet(settings, tmp_path, scene)
 
 
-@leaks
-def test_websockets_over_tls_through_a_proxy(tmp_path):
-    broker_certificates.make(tmp_path)
-    port = free_ports(1)[0]
+@contextlib.asynccontextmanager
+async def amqtt_over_websockets(folder: Path, port: int):
     listener = {"type": "ws", "bind": f"127.0.0.1:{port}", "ssl": True}
-    listener |= {"certfile": str(tmp_path / "server.pem"), "keyfile": str(tmp_path / "server.key")}
+    listener |= {"certfile": str(folder / "server.pem"), "keyfile": str(folder / "server.key")}
     allowed = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
+    broker = Broker({"listeners": {"default": listener}, "plugins": allowed})
+    await broker.start()
+    yield
+    await broker.shutdown()
+
+
+@contextlib.asynccontextmanager
+async def mosquitto_over_websockets(folder: Path, port: int):
+    # mosquitto 2.0.11 wants a listener of another kind as well, or it says that it has none
+    other = f"listener {free_ports(1)[0]} 127.0.0.1"
+    with tls_broker(folder, "protocol websockets", other, port=port).up():
+        yield
+
+
+@contextlib.asynccontextmanager
+async def an_http_proxy(port: int, *, user: str | None = None):
+    """Tunnels what asks for ``port`` of this machine; yields its own port and what was asked."""
     asked: list[bytes] = []
+    ends: list[asyncio.StreamWriter] = []
+    tunnels: list[asyncio.Task[None]] = []
+    wanted = b"" if user is None else base64.b64encode(user.encode())
 
     async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tunnels.append(asyncio.current_task())
         asked.append(await reader.readuntil(b"\r\n\r\n"))
+        if wanted not in asked[-1]:
+            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+            writer.close()
+            return
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        ends.extend((writer, up_writer))
 
         async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
             with contextlib.suppress(OSError):
@@ -253,29 +279,80 @@ def test_websockets_over_tls_through_a_proxy(tmp_path):
 
         await asyncio.gather(pump(reader, up_writer), pump(up_reader, writer))
 
+    server = await asyncio.start_server(tunnel, "127.0.0.1")
+    yield server.sockets[0].getsockname()[1], asked
+    server.close()
+    for end in ends:
+        end.close()
+    await asyncio.gather(*tunnels)
+
+
+@leaks
+@pytest.mark.parametrize("piecemeal", [True, False])
+@pytest.mark.parametrize(
+    ("broker", "version"),
+    [
+        (amqtt_over_websockets, "3.1.1"),
+        pytest.param(mosquitto_over_websockets, "3.1.1", marks=needs_mosquitto),
+        pytest.param(mosquitto_over_websockets, "5", marks=needs_mosquitto),
+    ],
+)
+def test_websockets_over_tls_through_a_proxy(tmp_path, monkeypatch, broker, version, piecemeal):
+    broker_certificates.make(tmp_path)
+    monkeypatch.setattr(mqtt_session, "PIECEMEAL_S", 0.0 if piecemeal else 60.0)
+    port = free_ports(1)[0]
+    monkeypatch.setenv(PROXY_VARIABLE, "right")
+
     async def whole() -> None:
-        broker = Broker({"listeners": {"default": listener}, "plugins": allowed})
-        await broker.start()
-        proxy = await asyncio.start_server(tunnel, "127.0.0.1")
-        settings = MqttSettings(
-            broker=f"wss://127.0.0.1:{port}",
-            ca_file="ca.pem",
-            proxy=f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}",
-            version="3.1.1",
-        )
-        session = Watched(settings, tmp_path)
-        got: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        await session.subscribe("t/x", 1, lambda payload, _: got.set_result(payload))
-        session.start()
-        await session.says(True)
-        session.post("t/x", b"through the proxy")
-        assert await got == b"through the proxy"
-        await session.close()
-        proxy.close()
-        await broker.shutdown()
+        async with (
+            broker(tmp_path, port),
+            an_http_proxy(port, user="clinic-a:right") as (at, asked),
+        ):
+            settings = MqttSettings(
+                broker=f"wss://127.0.0.1:{port}",
+                ca_file="ca.pem",
+                proxy=f"http://clinic-a@127.0.0.1:{at}",
+                version=version,
+            )
+            session = Watched(settings, tmp_path)
+            got: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+            await session.subscribe("t/x", 1, lambda payload, _: got.set_result(payload))
+            session.start()
+            await session.says(True)
+            session.post("t/x", b"through the proxy" * 1000)
+            assert await got == b"through the proxy" * 1000
+            assert session.packet_bytes == (4096 if piecemeal else 128 * 1024) - OVERHEAD_BYTES
+            await session.close()
+        assert asked[0].startswith(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n".encode())
 
     asyncio.run(whole())
-    assert asked[0].startswith(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n".encode())
+
+
+@needs_mosquitto
+def test_a_payload_through_websockets_and_a_proxy(tmp_path):
+    """Members, links and chunks, not only messages: the whole way as a hospital behind one has."""
+    broker_certificates.make(tmp_path)
+    port = free_ports(1)[0]
+    payload = Payload(2 * MiB)
+
+    async def scene(bench: Bench) -> None:
+        async with mosquitto_over_websockets(tmp_path, port), an_http_proxy(port) as (at, asked):
+            bench.url = f"wss://127.0.0.1:{port}"
+            ca, proxy = str(tmp_path / "ca.pem"), f"http://127.0.0.1:{at}"
+            broker = {"ca_file": ca, "proxy": proxy, "version": "5"}
+            *_, at_a, at_b = await bench.pair(broker=broker)
+            server = Server(bench.heard[0], payload)
+            fetcher = Fetcher(bench.heard[1], at_b, payload)
+            server.offer(at_a)
+            await bench.heard[1].until(lambda: payload.offer in bench.heard[1].of("frame"))
+            fetcher.start()
+            await bench.heard[1].until(lambda: fetcher.complete)
+            fetcher.stop()
+            assert fetcher.data == payload.data and len(asked) == 2  # each went through the proxy
+            for transport in bench.transports:
+                await transport.close()
+
+    play("mosquitto", scene)
 
 
 @pytest.mark.parametrize(
