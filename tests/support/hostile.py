@@ -73,7 +73,7 @@ class Hostile:
         self.kill_after_message = False
         self.passes: Callable[[Message, bool], bool] = lambda message, towards_broker: True
         self._history: list[tuple[Side, Message]] = []
-        self._sides: list[Side] = []
+        self.sides: list[Side] = []
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._server: asyncio.Server | None = None
         self.published_bytes = 0  # by clients, that got through
@@ -95,7 +95,7 @@ class Hostile:
 
     def cut(self) -> None:
         """Drop every connection."""
-        for side in self._sides:
+        for side in self.sides:
             side.writer.close()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -106,7 +106,7 @@ class Hostile:
         try:
             up_reader, up_writer = await asyncio.open_connection(LOOPBACK, self.upstream_port)
             side = Side(writer)
-            self._sides.append(side)
+            self.sides.append(side)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._upwards(reader, up_writer, side))
                 group.create_task(self._downwards(up_reader, up_writer, side))
@@ -196,7 +196,7 @@ class Hostile:
     def _readdress(self, side: Side, message: Message, packets: list[bytes]) -> list[bytes]:
         """To another topic of the same client, and to another client."""
         wrong = message.packet(topic=self.rng.choice(side.topics))
-        for other in self._sides:
+        for other in self.sides:
             if other is not side and other.topics:
                 other.send(message.packet(topic=self.rng.choice(other.topics)))
         return [wrong, *packets]

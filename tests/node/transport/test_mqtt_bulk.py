@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import brokers
 import pytest
@@ -11,7 +12,8 @@ from payloads import Fetcher, Payload, Server
 
 from node.protocol.frames import chunk_prefix
 from node.transport import mqtt_sending
-from node.types.messages import CHUNK_BYTES, MiB
+from node.transport.mqtt_sending import QUEUE_BYTES
+from node.types.messages import CHUNK_BYTES, CREDIT_LINK_BYTES, MiB
 
 
 @pytest.fixture(params=["amqtt", "mosquitto"])
@@ -105,6 +107,52 @@ def test_a_member_far_behind_neither_stops_the_others_nor_grows_anything(kind):
         assert centre.bulk.sending.published_bytes < 1.8 * len(payload.data)
 
     play(kind, scene)
+
+
+def rss_mb(process: int) -> float:
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("no such process")
+
+
+@pytest.mark.skipif(brokers.MOSQUITTO is None, reason=brokers.WITHOUT_MOSQUITTO)
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="its memory is read from /proc")
+def test_who_reads_its_socket_no_more_makes_neither_broker_nor_publisher_grow(tmp_path):
+    """Nothing of this is in the member's hands: its process hangs. 160 MiB are published past it."""
+    broker = brokers.Mosquitto(tmp_path)
+
+    async def scene(bench: Bench):
+        bench.url = broker.url
+        payload = Payload(160 * MiB)
+        centre, [quick, stuck] = await star(bench, 2, payload)
+        stuck.start()
+        await bench.heard[2].until(lambda: len(stuck.got) > 4)
+        hung = bench.transports[2].session._client._client.socket()
+        asyncio.get_running_loop().remove_reader(hung.fileno())
+        before, most = rss_mb(broker.process.pid), {"broker": 0.0, "queued": 0, "held": 0}
+        publish = centre.session.post_bulk
+
+        def watched(*what):
+            held = [g.held.values() for gs in centre.bulk.sending._groups.values() for g in gs]
+            waiting = sum(len(pending.data) for pendings in held for pending in pendings)
+            most["held"] = max(most["held"], waiting)
+            most["queued"] = max(most["queued"], centre.session.bulk_bytes)
+            most["broker"] = max(most["broker"], rss_mb(broker.process.pid))
+            return publish(*what)
+
+        centre.session.post_bulk = watched
+        quick.start()
+        await bench.heard[1].until(lambda: quick.complete)
+        for one in (quick, stuck):
+            one.stop()
+        assert quick.data == payload.data
+        assert most["broker"] - before < 64
+        assert most["queued"] <= QUEUE_BYTES + MiB
+        assert most["held"] <= 2 * CREDIT_LINK_BYTES
+
+    with broker.up():
+        play("mosquitto", scene)
 
 
 def test_an_ask_again_is_a_repair(kind, monkeypatch):

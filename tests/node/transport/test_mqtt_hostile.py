@@ -6,7 +6,7 @@ import asyncio
 
 import brokers
 import pytest
-from hostile import Hostile
+from hostile import PUBLISH, Hostile, length
 from links_bench import IDS, KEYS, Bench, play
 from payloads import Fetcher, Payload, Server
 
@@ -200,6 +200,41 @@ def test_a_forged_piece_of_the_handshake_has_no_effect_on_a_link_that_is_up():
         at_a.send(b"unmoved")
         assert await bench.heard[1].first("frame") == b"unmoved"
         assert bench.heard[0].of("down") == bench.heard[1].of("down") == []
+
+    behind(scene)
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        b"gv1/in/+/hello",
+        b"gv1/#",
+        b"#",
+        b"+",
+        b"",
+        b"$SYS/x",
+        b"gv1/\x00",
+        b"\xff\xfe",
+        b"a" * 65535,
+    ],
+    ids=["plus", "hash", "all", "one", "empty", "system", "nul", "not-utf-8", "long"],
+)
+def test_a_message_on_a_topic_that_cannot_be_has_no_effect(topic):
+    """Wildcards have no place in the topic of a message; a broker may send them all the same."""
+
+    async def scene(bench: Bench, proxy: Hostile):
+        *_, at_a, at_b = await bench.pair(**bench.options)
+        body = len(topic).to_bytes(2, "big") + topic + b"payload"
+        bad = bytes((PUBLISH << 4,)) + length(len(body)) + body
+        for n in range(20):
+            for side in proxy.sides:
+                side.send(bad)
+            at_a.send(bytes([n + 1]))
+            at_b.send(bytes([n + 1]))
+        for heard in (bench.heard[0], bench.heard[1]):
+            await heard.first("frame", 20)
+            assert heard.of("frame") == [bytes([n + 1]) for n in range(20)]
+            assert heard.of("down") == []
 
     behind(scene)
 
