@@ -119,7 +119,7 @@ def rss_mb(process: int) -> float:
 @pytest.mark.skipif(brokers.MOSQUITTO is None, reason=brokers.WITHOUT_MOSQUITTO)
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="its memory is read from /proc")
 def test_who_reads_its_socket_no_more_makes_neither_broker_nor_publisher_grow(tmp_path):
-    """Nothing of this is in the member's hands: its process hangs. 160 MiB are published past it."""
+    """Nothing of this is in the member's hands: its process hangs; 160 MiB go past it."""
     broker = brokers.Mosquitto(tmp_path)
 
     async def scene(bench: Bench):
