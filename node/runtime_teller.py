@@ -56,14 +56,16 @@ class Teller:
             self.say("warning", why=warning)
 
     def note(self, notice: Notice) -> None:
-        self._parts.journal.note(notice, time.time())
         if isinstance(notice, RoundDone):
+            self._parts.journal.note(notice, time.time())
             self._round(notice)
             return
         if isinstance(notice, Jumped):
             self._jumps += 1
         via = self._links.via(notice.member) if isinstance(notice, Linked) else ""
-        self._reporter.notice(notice, at=self._at(), **({"via": via} if via else {}))
+        told = self._reporter.notice(notice, at=self._at(), **({"via": via} if via else {}))
+        if told:  # of a flood of refusals the journal as well keeps the first few
+            self._parts.journal.note(notice, time.time())
 
     def broker(self, up: bool, why: str) -> None:
         """The broker came or went; said once, however often it is tried."""

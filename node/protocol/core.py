@@ -119,6 +119,7 @@ class Core:
         )
         self.inbox = Inbox(self)
         self._resumed = resumed
+        self._start_due = False  # the start waits for nothing but what is being applied
         self._restore_peers(state)
         self._handlers = self._table()
 
@@ -378,16 +379,19 @@ class Core:
             self.ending.leave("finished")
 
     def _may_start(self) -> bool:
-        if self.rounds.republishing or self.reception.applying:
-            return False  # a jump would find the replica of its round about to be replaced
-        return self.start_gate.open(expired=self.standing.expired())
+        if self.rounds.republishing:
+            return False
+        self._start_due = self.start_gate.open(expired=self.standing.expired())
+        # a jump would find the replica of its round about to be replaced
+        return self._start_due and not self.reception.applying
 
     def _may_apply(self, peer: Peer | None, head: Head) -> bool:
         phase, current = self.phase, self.standing.current
         if phase is Phase.MIXING or self.catch_up.rebasing:
             return False
         waiting = (Phase.STARTING, Phase.COLLECTING, Phase.CATCHING_UP)
-        if self.standing.expired() and phase in waiting:
+        over = self.standing.expired() or (phase is Phase.STARTING and self._start_due)
+        if over and phase in waiting:
             return False  # a stream of versions must not put the end of waiting off
         if phase in (Phase.STARTING, Phase.TRAINING, Phase.ENCODING, Phase.COLLECTING):
             replica = peer.replica if peer else None

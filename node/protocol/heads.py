@@ -31,6 +31,7 @@ class HeadBook:
     def __init__(self, context: Context, floors: dict[NodeId, SignedHeader]) -> None:
         self._context = context
         self.newest: dict[NodeId, Head] = {}
+        self.begun: dict[NodeId, None] = {}  # members that have signed a round's label
         self.quarantined: dict[NodeId, QuarantineRecord] = {}
         self.untold: list[QuarantineRecord] = []  # proofs to be passed on to the neighbours
         self._recent: dict[NodeId, tuple[Head, ...]] = {}  # oldest first, one of each place
@@ -173,6 +174,8 @@ class HeadBook:
         newest = self.newest.get(sender)
         if newest is None or head.order > newest.order:
             self.newest[sender] = head
+        if head.header.round:
+            self.begun[sender] = None
         self._verified[head.signed.signature] = head
         if len(self._verified) > VERIFIED_MAX:
             del self._verified[next(iter(self._verified))]

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from crypto.identity import NodeId
 from node.errors import MalformedFrame, OutOfBounds, RemoteProtocolError, Replayed
 from node.protocol.frames import encode
+from node.protocol.incoming import Unasked
 from node.protocol.links import Mismatch
 from node.protocol.peers import Peer
 from node.protocol.reading import Head
 from node.types.events import Linked
 from node.types.messages import (
+    INLINE_BYTES,
     Ask,
     Ballots,
     Bye,
@@ -72,7 +74,10 @@ class Inbox:
 
     def _pay(self, peer: Peer) -> None:
         """Signatures cost: each message that carries one is paid for from the link's rate."""
-        if not peer.pay(self._core.context.now):
+        self._spend(peer, 1.0)
+
+    def _spend(self, peer: Peer, cost: float) -> None:
+        if not peer.pay(self._core.context.now, cost):
             raise RateExceeded("more signed messages than its rate allows")
 
     def _hello(self, peer: Peer, hello: Hello) -> None:
@@ -112,14 +117,20 @@ class Inbox:
         core = self._core
         payload = core.publisher.payload
         if payload is not None and core.publisher.serves(want.root):
-            core.publisher.serve(peer.id, want, payload.length)
+            core.publisher.serve(peer, want, payload.length)
         elif (length := core.reception.kept_length(want.root)) is not None:
-            core.publisher.serve(peer.id, want, length)
+            core.publisher.serve(peer, want, length)
         else:
             core.publisher.gone(peer.id, want.root)
 
     def _chunk(self, peer: Peer, chunk: Chunk) -> None:
-        self._core.reception.chunk(peer, chunk)
+        try:
+            self._core.reception.chunk(peer, chunk)
+        except Unasked:
+            if not peer.pay(self._core.context.now):
+                self._core.reception.interrupted(peer.id)
+                self._core.links.refuse(peer, "it sends chunks that nobody asked for")
+            raise
 
     def _have(self, peer: Peer, have: Have) -> None:
         publisher = self._core.publisher
@@ -140,10 +151,12 @@ class Inbox:
         core = self._core
         self._pay(peer)
         if ask.member == core.context.me:
+            self._spend(peer, core.publisher.offer_bytes / INLINE_BYTES)
             core.publisher.offer_to(peer.id)
         elif ask.member not in core.context.roster.members:
             raise OutOfBounds("asks for somebody who is not a member")
         else:
+            self._spend(peer, core.reception.relayed_bytes(NodeId(ask.member)) / INLINE_BYTES)
             core.reception.relay(peer, NodeId(ask.member))
 
     def _heads(self, peer: Peer, message: Heads) -> None:

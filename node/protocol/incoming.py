@@ -61,6 +61,7 @@ class Transfer:
     asked: int = 0
     active: bool = False
     turn_at: float = 0.0  # when it last became active, or was put behind the others
+    behind_at: float | None = None  # when it was put behind the others, while it is
     broken: bool = False  # its link is gone: it goes on when it is offered again
     progress_at: float = 0.0  # the last new chunk
     quiet_at: float = 0.0  # the last new chunk, or the last time one was asked for
@@ -135,7 +136,7 @@ class Transfers:
         if transfer is None and self._is_spare(peer, chunk):
             return None  # it was late, not lost: we asked twice
         if transfer is None:
-            raise OutOfBounds(f"chunk {chunk.index} was not asked for")
+            raise Unasked(f"chunk {chunk.index} was not asked for")
         header = transfer.head.header
         offset = chunk.index * CHUNK_BYTES
         if len(chunk.data) != min(CHUNK_BYTES, header.length - offset):
@@ -216,7 +217,8 @@ class Transfers:
             if self._context.now < holder.turn_at + SLICE_S:
                 return
             # what is in flight may still come; nothing more is asked for
-            holder.active, holder.turn_at = False, self._context.now
+            holder.active = False
+            holder.turn_at = holder.behind_at = self._context.now
         self._activate(others[0])
 
     def _activate(self, transfer: Transfer) -> None:
@@ -225,6 +227,11 @@ class Transfers:
             transfer.quiet_at = self._context.now  # else it may be silent since before its turn
         if not transfer.stalls:
             transfer.progress_at = self._context.now
+        elif transfer.behind_at is not None:  # others had their turns: that was not its silence
+            transfer.progress_at += self._context.now - max(
+                transfer.behind_at, transfer.progress_at
+            )
+        transfer.behind_at = None
 
     def _due(self, transfer: Transfer) -> float:
         """When its silence is longer than the link's pace explains; each time twice as long."""
@@ -305,6 +312,10 @@ class Transfers:
             link_waiting += count
             want = Want(transfer.head.header.root, first, count)
             self._context.emit(Send(transfer.peer, encode(want)))
+
+
+class Unasked(OutOfBounds):
+    """A chunk that came of itself, or far too late."""
 
 
 class ChunkDigest(RemoteProtocolError):

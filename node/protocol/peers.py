@@ -5,6 +5,7 @@ Dialling, keeping a quiet link alive and giving up on a silent one are decided h
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -54,6 +55,7 @@ class Peer:
     replica: Replica | None = None
     floor: Head | None = None  # newest header applied, also by an earlier process
     mixed_round: int = 0  # highest round label of this peer that was mixed already
+    timed_round: int = 0  # highest one whose late arrival was noted
     have_version: int = 0  # highest of our versions (under our boot) that it applied
     used_round: int = 0  # the last round in which it says that it mixed our version …
     used_boot: int = 0  # … under this incarnation: of what a lost disk forgot it holds nothing
@@ -64,6 +66,8 @@ class Peer:
     counted_rounds: list[int] = field(default_factory=list)  # of late, where we counted the edge
     tokens: float = RATE_BURST
     tokens_at: float = 0.0
+    served: Counter[bytes] = field(default_factory=Counter)  # chunks of each payload sent to it …
+    served_version: int = 0  # … since this version of ours
     missed_count: int = 0
     missed_first: int = 0
     missed_last: int = 0
@@ -97,13 +101,13 @@ class Peer:
         self.dial_tries += 1
         self.dial_at = max(now, since + delay * (0.5 + 0.5 * jitter))
 
-    def pay(self, now: float) -> bool:
-        """Take one token of the link's rate; False when it has none left."""
+    def pay(self, now: float, cost: float = 1.0) -> bool:
+        """Take ``cost`` tokens of the link's rate; False when it has not as many left."""
         self.tokens = min(RATE_BURST, self.tokens + (now - self.tokens_at) * RATE_PER_S)
         self.tokens_at = now
-        if self.tokens < 1.0:
+        if self.tokens < cost:
             return False
-        self.tokens -= 1.0
+        self.tokens -= cost
         return True
 
     def wake_at(self) -> float | None:

@@ -10,6 +10,7 @@ from crypto.purposes import HEADER
 from node.errors import OutOfBounds
 from node.protocol.context import Context
 from node.protocol.frames import encode, encode_header
+from node.protocol.peers import Peer
 from node.types.events import (
     CoreState,
     Incarnation,
@@ -34,6 +35,9 @@ from node.types.messages import (
 
 DAY_MS: Final = 24 * 3600 * 1000
 BOOT_ID_BYTES: Final = 16
+# How often a neighbour may have all of a payload between two versions of ours: processes restart
+# and links lose chunks, but nobody needs our whole uplink
+SERVED_MAX: Final = 8
 
 
 def counted_ids(members: Iterable[NodeId]) -> tuple[bytes, ...]:
@@ -128,13 +132,24 @@ class Publisher:
         if self._offer is not None and not self.encoding:
             self._context.emit(Send(peer, self._offer, after=self._offer_after))
 
-    def serve(self, peer: NodeId, want: Want, length: int) -> None:
+    def serve(self, peer: Peer, want: Want, length: int) -> None:
         """Send the chunks of a kept payload of ``length`` bytes. Raises OutOfBounds."""
         chunks = -(-length // CHUNK_BYTES)
         if want.first + want.count > chunks:
             raise OutOfBounds(f"wants chunk {want.first + want.count - 1} of {chunks}")
+        if peer.served_version != self.version:
+            peer.served_version = self.version
+            peer.served.clear()
+        peer.served[want.root] += want.count
+        if peer.served[want.root] > SERVED_MAX * chunks:
+            raise OutOfBounds(f"wants one payload more than {SERVED_MAX} times over")
         for index in range(want.first, want.first + want.count):
-            self._context.emit(SendChunk(peer, want.root, index))
+            self._context.emit(SendChunk(peer.id, want.root, index))
+
+    @property
+    def offer_bytes(self) -> int:
+        """What ``offer_to`` sends, as long as there is something to offer."""
+        return 0 if self._offer is None else len(self._offer)
 
     def gone(self, peer: NodeId, root: bytes) -> None:
         self._context.emit(Send(peer, encode(Gone(root))))

@@ -51,7 +51,7 @@ class Reception:
         """Take an Offer; its head. Raises RemoteProtocolError for whatever is wrong with it."""
         head = self._heads.check(offer.signed)
         sender = NodeId(head.header.sender)
-        if sender != peer.id and sender not in self.asked:
+        if sender != peer.id and self.asked.get(sender) != peer.id:
             if self._unneeded.get(sender) == peer.id:
                 del self._unneeded[sender]
                 return head  # its answer to an Ask, but a start was found without it
@@ -96,6 +96,11 @@ class Reception:
         other = self._links.peers.get(member)
         if other is not None and other.replica is not None and member != peer.id:
             self._links.send(peer, other.replica.offer)
+
+    def relayed_bytes(self, member: NodeId) -> int:
+        """What ``relay`` sends for ``member``."""
+        other = self._links.peers.get(member)
+        return 0 if other is None or other.replica is None else len(other.replica.offer)
 
     def kept_length(self, root: bytes) -> int | None:
         """Length in bytes of a replica that this node can serve, if it holds ``root``."""

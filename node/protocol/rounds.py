@@ -145,10 +145,16 @@ class Rounds:
             self.arrivals.observe(self._context.now - self._published_at)
 
     def observe_late(self, peer: Peer) -> None:
-        """A version of a round that is mixed already says how long waiting would have taken."""
+        """A version of a round that is mixed already says how long waiting would have taken.
+
+        Once a round: one neighbour that publishes and publishes must not fill the memory of
+        arrivals, and with it decide how long every round waits.
+        """
         assert peer.replica is not None
         label = peer.replica.head.header.round
-        if label in self._publish_times and peer.mixed_round < label <= self._standing.round:
+        known = max(peer.mixed_round, peer.timed_round)
+        if label in self._publish_times and known < label <= self._standing.round:
+            peer.timed_round = label
             self.arrivals.observe(self._context.now - self._publish_times[label])
 
     def collected(self) -> bool:

@@ -12,6 +12,7 @@ from node.protocol.links import Links
 from node.types.events import Waiting
 
 AT_LEAST: Final = 2  # self and one other
+ATTESTING: Final = 2  # members whose signed labels show that a training runs
 LACKING_MAX: Final = 64  # members named as lacking
 NOTE_EVERY_S: Final = 1.0
 
@@ -62,19 +63,26 @@ class StartGate:
         return complete or now >= self._join_by
 
     def _running(self) -> bool:
-        """Whether a linked neighbour says that the training has begun already."""
-        return any(
-            max(self._heads.round_of(peer.id), peer.hello.round if peer.hello else 0) >= 1
-            for peer in self._links.linked()
-        )
+        """Whether the training has begun already, as other members have signed.
+
+        One alone is believed where all that must be present have been heard of: it runs on after
+        a neighbour died in the moment of the start. Else one liar could begin a training before
+        its members are there.
+        """
+        present = 1 + len(self._heads.newest)
+        needed = 1 if present >= (self._context.policy.start_members or 0) else ATTESTING
+        quarantined = self._heads.quarantined
+        begun = (member for member in self._heads.begun if member not in quarantined)
+        return sum(1 for _ in islice(begun, needed)) == needed
 
     def _enough(self, linked: list[NodeId], *, expired: bool) -> bool:
         peers, heard = self._links.peers, self._heads.newest
         policy = self._context.policy
         further = len(heard) - sum(peer in heard for peer in peers)
-        present = 1 + len(linked) + further
         needed = policy.start_members or 1 + len(peers)
-        self._tell(present, needed, linked)
+        self._tell(1 + len(linked) + further, needed, linked)
+        # a neighbour counts once its signed presence is here: that can be shown to others
+        present = 1 + sum(peer in heard for peer in linked) + further
         if not linked:
             return False
         if expired and present >= (policy.start_at_least or AT_LEAST):

@@ -63,12 +63,16 @@ class Reporter:
         for sink in self._sinks:
             sink(line)
 
-    def notice(self, notice: Notice, *, at: float, **more: Any) -> None:
-        """Tell of anything but a finished round, which waits for its measures."""
+    def notice(self, notice: Notice, *, at: float, **more: Any) -> bool:
+        """Tell of anything but a finished round, which waits for its measures.
+
+        False where it was not worth telling: one more refusal like many before.
+        """
         if isinstance(notice, Rejected) and not self._worth_telling(notice):
-            return
+            return False
         kind, fields = self._describe(notice)
         self.emit(kind, at=at, **fields, **more)
+        return True
 
     def round(self, done: RoundDone, *, at: float, measured: Numbers, traffic: Numbers) -> Event:
         """A mixed round with what was measured after it; returned as it was sent."""

@@ -11,7 +11,7 @@ from crypto.channel import Channel
 from crypto.identity import NodeId
 from node.errors import GrapevineError, OutOfBounds, RemoteProtocolError, TransportError
 from node.transport.framing import HEADER_BYTES, Deframer
-from node.transport.links import Link
+from node.transport.links import Link, Pace
 
 if TYPE_CHECKING:
     from node.transport.tcp import TcpTransport
@@ -57,6 +57,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._address = ""
         self._half_open = False  # and counted as such
+        self.spoke = False  # anything came
         self._link: TcpLink | None = None
         self._deframer = Deframer()
         self._shutting = False
@@ -64,6 +65,7 @@ class Connection(asyncio.BufferedProtocol):
         self._writable: asyncio.Future[None] | None = None  # there while the kernel is full
         self._begun_at: float | None = None  # when the frame in hand began
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._pace = Pace(loop.time())
         self.lost: asyncio.Future[None] = loop.create_future()
         # the dial's answer: a link stands, or an error says why not
         self.outcome: asyncio.Future[None] = loop.create_future()
@@ -92,6 +94,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._shutting:
             return
+        self.spoke = True
         self._count_received(nbytes)
         try:
             self._channel.receive(self._owner.receive_buffer[:nbytes])
@@ -166,6 +169,12 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.close()
         self._after("closing", self._owner.limits.closing_s, self._transport.abort)
 
+    def crowded_out(self) -> None:
+        """Others wait for the place of a handshake that does not end."""
+        self._half_open = False
+        self._owner.refuse("half-open", self._address, "too many connections without a handshake")
+        self.abort()
+
     def abort(self) -> None:
         """Close at once, unless it became a link."""
         if self._link is None and self._transport is not None:
@@ -206,10 +215,33 @@ class Connection(asyncio.BufferedProtocol):
             plain += count
             for frame in self._deframer.frames(count):
                 finished = True
+                self._pace.spend(frame)
                 self._owner.handler.on_frame(link, frame)
                 if self._shutting:
                     return
+            if self._too_fast():
+                break
         self._watch(finished=finished, quiet=plain == 0 and not fresh)
+
+    def _too_fast(self) -> bool:
+        """Read nothing for a moment where frames come faster than is taken: TCP tells the sender.
+
+        What is here already waits undecrypted, at most what one read brought.
+        """
+        wait_s = self._pace.wait_s(asyncio.get_running_loop().time())
+        if wait_s and self._transport is not None:
+            self._transport.pause_reading()
+            self._after("pace", wait_s, self._read_on)
+        return wait_s > 0
+
+    def _read_on(self) -> None:
+        if self._shutting or self._link is None or self._transport is None:
+            return
+        self._transport.resume_reading()
+        try:
+            self._read_frames(self._link, fresh=True)
+        except (RemoteProtocolError, TransportError) as error:
+            self._fault(error)
 
     def _watch(self, *, finished: bool, quiet: bool) -> None:
         """Arm the deadline of a frame begun. Bytes that yield no text began a TLS record."""
@@ -263,7 +295,7 @@ class Connection(asyncio.BufferedProtocol):
     def _settle(self) -> None:
         if self._half_open:
             self._half_open = False
-            self._owner.settled(self._address)
+            self._owner.settled(self)
 
     def _flush(self) -> None:
         data = self._channel.pending()

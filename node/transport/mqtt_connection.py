@@ -17,7 +17,7 @@ from crypto.identity import NodeId
 from node.errors import GrapevineError, MalformedFrame, RemoteProtocolError, TransportError
 from node.protocol.frames import CHUNK, CHUNK_PREFIX
 from node.transport.framing import HEADER_BYTES, Deframer
-from node.transport.links import Link
+from node.transport.links import Link, Pace
 from node.transport.mqtt_bulk import CHUNKS_MAX
 from node.transport.mqtt_pipe import KEY_BYTES, Pipe, open_sealed, seal
 from node.types.messages import FRAME_BYTES_MAX, VERSION, KiB
@@ -99,6 +99,7 @@ class Connection:
         self.seat = seat  # where the other end says that it is; TLS finds out who it is
         self.dial = dial
         self.pipe = Pipe()
+        self._pace = Pace(asyncio.get_running_loop().time())
         self.topic = secrets.token_bytes(TOPIC_BYTES)
         self.key = secrets.token_bytes(KEY_BYTES)
         self._their_topic: str | None = None
@@ -221,6 +222,8 @@ class Connection:
     def _take(self, body: memoryview) -> None:
         now = self._loop.time()
         self.heard_at = now
+        if self._pace.wait_s(now):
+            return  # as if it were lost: its sender goes back to it, later
         fresh = self.pipe.receive(body, now)
         left = False
         try:
@@ -250,6 +253,7 @@ class Connection:
             if count == 0:
                 return
             for frame in self._deframer.frames(count):
+                self._pace.spend(frame[1:])
                 if not self._take_frame(frame[0], frame[1:]):
                     return
 

@@ -88,7 +88,8 @@ class TcpTransport(Transport):
         self._server: asyncio.Server | None = None
         self._dials: dict[NodeId, asyncio.Task[None]] = {}
         self._connections: dict[Connection, None] = {}  # in order of their making
-        self._half_open: Counter[str] = Counter()
+        # accepted, and not known yet who it is; with the address, oldest first
+        self._half_open: dict[Connection, str] = {}
         self._unlogged = 0
         self._log_after = 0.0
         self._closing = False
@@ -156,23 +157,34 @@ class TcpTransport(Transport):
     # ── for connections ─────────────────────────────────────────────────────────────────────
 
     def opened(self, connection: Connection, address: str | None) -> bool:
-        """A connection is made; ``address``: of an accepted one. False: there are too many."""
+        """A connection is made; ``address``: of an accepted one. False: this node is closing."""
         if self._closing:
             return False
         if address is not None:
-            total, here = self._half_open.total(), self._half_open[address]
-            if total >= self.limits.half_open or here >= self.limits.half_open_per_address:
-                self.refuse("half-open", address, "too many connections without a handshake")
-                return False
-            self._half_open[address] += 1
+            self._make_room(address)
+            self._half_open[connection] = address
         self._connections[connection] = None
         return True
 
-    def settled(self, address: str) -> None:
+    def _make_room(self, address: str) -> None:
+        """At a bound one that is there already goes: a handshake takes a moment, not its deadline.
+
+        Else a few silent connections, opened again and again, would keep every member out. Who has
+        said nothing goes first, then the oldest; of the address that has the most, or too many.
+        """
+        here = Counter(self._half_open.values())
+        if here[address] < self.limits.half_open_per_address:
+            if here.total() < self.limits.half_open:
+                return
+            address = max(here, key=here.__getitem__)
+        crowd = [one for one, where in self._half_open.items() if where == address]
+        leaving = next((one for one in crowd if not one.spoke), crowd[0])
+        del self._half_open[leaving]
+        leaving.crowded_out()
+
+    def settled(self, connection: Connection) -> None:
         """An accepted connection is no longer half open."""
-        self._half_open[address] -= 1
-        if self._half_open[address] <= 0:
-            del self._half_open[address]
+        self._half_open.pop(connection, None)
 
     def gone(self, connection: Connection) -> None:
         self._connections.pop(connection, None)

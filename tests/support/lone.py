@@ -23,6 +23,7 @@ from node.types.messages import (
     Chunk,
     Have,
     Header,
+    Heads,
     Hello,
     Message,
     Offer,
@@ -153,9 +154,11 @@ class Lone:
         return msgspec.structs.replace(hello, **changes)
 
     def link(self, *members: int, round_: int = 0) -> None:
+        """Links stand, and each neighbour has said where it is: unsigned, then signed."""
         for i in members:
             self.feed(ev.LinkUp(self.ids[i]))
             self.frame(i, self.hello(i, round=round_))
+            self.frame(i, Heads((self.presence(i, round_),)))
 
     def payload(self, data: bytes) -> ev.Payload:
         leaves = leaf_digests(data)

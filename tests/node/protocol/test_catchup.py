@@ -186,3 +186,19 @@ def test_an_answer_that_is_no_longer_needed_is_nobodys_fault() -> None:
     assert not [s for s in lone.all(ev.StoreChunk) if s.member == lone.ids[4]]
     lone.frame(1, lone.offer(4, 15))
     assert lone.rejections == {"foreign": 2}
+
+
+def test_what_one_neighbour_was_asked_for_is_not_taken_from_another() -> None:
+    """Else a liar takes every transfer over, under its publisher's own signature, and stalls it."""
+    state = ev.CoreState(round=5, version=5, incarnation=1, mixed_round=5)
+    edges = [(0, 1), (0, 2), (0, 3), (0, 5), (1, 4)]
+    lone = Lone(edges=edges, count=6, state=state, payload_bytes=2 * CHUNK_BYTES)
+    lone.link(1, 2, 3, 5, round_=15)
+    lone.frame(1, Heads((lone.presence(4, 15),)))
+    assert lone.sent(Ask, 1) == [Ask(lone.ids[4])]
+    lone.frame(1, lone.offer(4, 15))
+    lone.frame(2, lone.offer(4, 15))
+    assert lone.rejections == {"foreign": 1}
+    lone.chunk(1, 15, 0)
+    lone.chunk(1, 15, 1)
+    assert lone.ids[4] in lone.core.reception.borrowed

@@ -81,15 +81,33 @@ def test_before_at_latest_at_least_is_not_enough() -> None:
 
 def test_a_training_that_runs_is_joined() -> None:
     lone = starting(start_members=5)
-    lone.link(1, round_=1)
+    lone.link(1)
+    lone.frame(1, Heads((lone.presence(1, 1), lone.presence(4, 1))))
     assert lone.core.phase is Phase.STARTING, "the links that come up now are not left out"
     lone.link(2, 3)
     assert lone.core.phase is Phase.TRAINING
 
 
+def test_one_member_alone_cannot_begin_a_training_before_enough_are_present() -> None:
+    lone = starting(start_members=5)
+    lone.link(1, round_=9)
+    lone.frame(1, Heads((lone.presence(1, 9, version=9),)))
+    lone.frame(1, lone.offer(1, 10))
+    lone.link(2, 3)
+    for at in (10.0, 20.0, 30.0, 40.0):
+        lone.now = at
+        for neighbour in (1, 2, 3):
+            lone.frame(neighbour, Ping())
+        lone.wake(at)
+    assert lone.core.phase is Phase.STARTING
+    lone.frame(2, Heads((lone.presence(2, 1),)))
+    assert lone.core.phase is not Phase.STARTING
+
+
 def test_a_training_that_runs_is_joined_without_those_who_never_come() -> None:
     lone = starting(start_members=5)
-    lone.link(1, round_=1)
+    lone.link(1)
+    lone.frame(1, Heads((lone.presence(1, 1), lone.presence(4, 1))))
     for at in (10.0, 20.0):
         lone.now = at
         lone.frame(1, Ping())
@@ -233,3 +251,41 @@ def test_a_stream_of_versions_does_not_put_the_start_off() -> None:
     lone.frame(1, lone.offer(1, 10))  # waits: nothing more is applied before the start
     lone.feed(ev.Applied(lone.ids[1], lone.all(ev.Apply)[-1].root, True))
     assert lone.core.phase is not Phase.STARTING
+
+
+def test_a_stream_of_versions_does_not_put_the_first_start_off() -> None:
+    """A start that waits for members has no deadline: what comes after them waits."""
+    lone = Lone(policy=policy(20, 2), hold=(ev.Train, ev.Apply))
+    lone.link(1, 2)
+    lone.frame(1, lone.offer(1, 1, round=1))
+    lone.frame(1, lone.offer(1, 2, round=1))
+    lone.link(3)  # the last whom the start waits for
+    assert lone.core.phase is Phase.STARTING
+    lone.feed(ev.Applied(lone.ids[1], lone.all(ev.Apply)[-1].root, True))
+    assert len(lone.all(ev.Apply)) == 1
+    assert lone.core.phase is Phase.TRAINING
+
+
+def test_a_link_counts_once_its_members_signed_presence_is_here() -> None:
+    """Who starts with it can then show the others that it was there, whatever becomes of it."""
+    lone = starting(start_members=4)
+    lone.link(1, 2)
+    lone.feed(ev.LinkUp(lone.ids[3]))
+    lone.frame(3, lone.hello(3))
+    assert lone.core.phase is Phase.STARTING
+    lone.frame(3, Heads((lone.presence(3, 0),)))
+    assert lone.core.phase is Phase.TRAINING
+
+
+def test_who_ran_on_alone_is_joined_where_all_have_been_heard_of() -> None:
+    lone = starting(start_members=4)
+    lone.link(1)
+    lone.frame(1, Heads((lone.presence(2, 0), lone.presence(1, 1))))
+    lone.wake(30.0)
+    assert lone.core.phase is Phase.STARTING, "3 has never been heard of"
+    lone.link(1)
+    lone.frame(1, Heads((lone.presence(3, 0),)))
+    lone.wake(40.0)
+    lone.frame(1, Ping())
+    lone.wake(70.0)
+    assert lone.core.phase is Phase.TRAINING

@@ -13,6 +13,7 @@ from links_bench import CERTIFICATES, IDS, KEYS, Bench, RawPeer, play
 from crypto.certificate import private_key_pem
 from node.errors import ConfigError
 from node.transport.addresses import Address, PeerAddress
+from node.transport.links import CHUNK_COSTS, FRAMES_BURST, FRAMES_PER_S, Pace
 from node.transport.tcp import Limits, TcpTransport
 
 
@@ -108,7 +109,7 @@ def test_a_handshake_that_does_not_end_is_closed(sent):
         reader, writer = await asyncio.open_connection(b.listening.host, b.listening.port)
         writer.write(sent)
         await _ended(reader, writer)
-        assert b.stats.refused == {"slow": 1} and b._half_open.total() == 0
+        assert b.stats.refused == {"slow": 1} and len(b._half_open) == 0
 
     play("tcp", scene)
 
@@ -138,6 +139,45 @@ def test_a_frame_that_does_not_end_is_closed(begun):
     play("tcp", scene)
 
 
+def test_frames_beyond_the_pace_wait_at_the_sender_and_none_is_lost():
+    async def scene(bench: Bench):
+        *_, at_a, at_b = await bench.pair()
+        pauses = 0
+        pace = at_b._connection._pace
+        wait_s = pace.wait_s
+
+        def counted(now: float) -> float:
+            nonlocal pauses
+            waits = wait_s(now)
+            pauses += waits > 0
+            return waits
+
+        pace.wait_s = counted
+        many = int(FRAMES_BURST) * 3
+        for number in range(many):
+            at_a.send(number.to_bytes(4, "big"))
+        await bench.until(lambda: len(bench.heard[1].of("frame")) == many)
+        assert [int.from_bytes(f, "big") for f in bench.heard[1].of("frame")] == list(range(many))
+        assert pauses
+        at_b.send(b"the other way")
+        assert await bench.heard[0].first("frame") == b"the other way"
+
+    play("tcp", scene)
+
+
+def test_pace_counts_chunks_alike_and_messages_by_their_size():
+    pace = Pace(0.0)
+    for _ in range(int(FRAMES_BURST / CHUNK_COSTS)):
+        pace.spend(memoryview(bytes((1, 1)) + bytes(100)))
+    assert pace.wait_s(0.0) == 0.0
+    pace.spend(memoryview(bytes((1, 0)) + bytes(64 * 1024 - 3)))
+    assert pace.wait_s(0.0) == pytest.approx(16 / FRAMES_PER_S)
+    assert pace.wait_s(16 / FRAMES_PER_S) == 0.0
+    assert pace.wait_s(1e9) == 0.0
+    pace.spend(memoryview(b"x"))
+    assert pace.wait_s(1e9) == 0.0
+
+
 def test_a_quiet_link_has_begun_no_frame():
     async def scene(bench: Bench):
         *_, at_a, at_b = await bench.pair()
@@ -162,14 +202,55 @@ def test_a_thousand_half_open_connections_keep_no_member_out():
             )
             flood += await asyncio.gather(*opened)
         await bench.until(lambda: b.stats.refused["half-open"] == 1000 - 16)
-        assert b._half_open.total() == 16
+        assert len(b._half_open) == 16
         a = await bench.member(0)  # from 127.0.0.1
         a.dial(b.me)
         await bench.heard[0].first("link")
         for _, writer in flood:
             writer.close()
-        await bench.until(lambda: b._half_open.total() == 0)
+        await bench.until(lambda: len(b._half_open) == 0)
         assert b.stats.refused == {"half-open": 984, "gone": 16}
+
+    play("tcp", scene)
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02\x00\x01"])
+def test_silent_connections_from_a_members_own_address_keep_it_out_for_no_time(said):
+    async def scene(bench: Bench):
+        b = await bench.member(1)
+        flood = []
+        for _ in range(b.limits.half_open_per_address):
+            reader, writer = await asyncio.open_connection(b.listening.host, b.listening.port)
+            writer.write(said)
+            flood.append((reader, writer))
+        await bench.until(lambda: sum(one.spoke for one in b._half_open) == len(flood) * bool(said))
+        a = await bench.member(0)
+        a.dial(b.me)
+        await bench.heard[0].first("link")
+        assert b.stats.refused == {"half-open": 1}
+        reader, writer = flood[0]  # the oldest made room
+        await _ended(reader, writer)
+        for _, writer in flood:
+            writer.close()
+        await bench.until(lambda: len(b._half_open) == 0)
+
+    play("tcp", scene)
+
+
+def test_who_has_said_nothing_makes_room_before_who_has():
+    async def scene(bench: Bench):
+        b = await bench.member(1, limits=Limits(half_open_per_address=2))
+        where = b.listening.host, b.listening.port
+        spoke = await asyncio.open_connection(*where)
+        spoke[1].write(b"\x16\x03\x01\x02\x00\x01")
+        silent = await asyncio.open_connection(*where)
+        await bench.until(lambda: [one.spoke for one in b._half_open] == [True, False])
+        third = await asyncio.open_connection(*where)
+        await _ended(*silent)
+        assert len(b._half_open) == 2
+        for _, writer in (spoke, third):
+            writer.close()
+        await bench.until(lambda: len(b._half_open) == 0)
 
     play("tcp", scene)
 
@@ -183,10 +264,10 @@ def test_half_open_connections_are_bounded_in_all():
             where = b.listening
             flood.append(await asyncio.open_connection(where.host, where.port, local_addr=source))
         await bench.until(lambda: b.stats.refused["half-open"] == 8)
-        assert b._half_open.total() == 4
+        assert len(b._half_open) == 4
         for _, writer in flood:
             writer.close()
-        await bench.until(lambda: b._half_open.total() == 0)
+        await bench.until(lambda: len(b._half_open) == 0)
 
     play("tcp", scene)
 
