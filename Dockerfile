@@ -20,25 +20,28 @@ RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")
       > /requirements.txt
 
 # ── dependencies, shared by both images: an environment without pip, so that who breaks into a
-#    node finds no installer ──
+#    node finds no installer there. What no node reads goes: PyTorch's headers and test programs, and
+#    the libraries' own tests; in the same step, or it would stay in the image ──
 FROM ${PYTHON_IMAGE} AS dependencies
 ARG TORCH_INDEX=
+COPY --from=requirements /requirements.txt /opt/
 RUN python3 -m venv --without-pip /opt/grapevine \
- && python3 -m venv /opt/tools \
- && /opt/tools/bin/pip install --no-cache-dir --quiet "cyclonedx-bom>=7,<8" "hatchling>=1.24"
-COPY --from=requirements /requirements.txt /
-RUN /opt/tools/bin/pip --python /opt/grapevine/bin/python install --no-cache-dir --quiet \
-      ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r /requirements.txt
-# what no node reads goes: PyTorch's headers and test programs, and the libraries' own tests
-RUN cd /opt/grapevine/lib/python3*/site-packages \
+ && python3 -m pip --python /opt/grapevine/bin/python install --no-cache-dir --quiet \
+      ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r /opt/requirements.txt \
+ && cd /opt/grapevine/lib/python3*/site-packages \
  && rm -rf torch/include torch/share torch/test torch/lib/*.a \
  && find torch/bin -type f ! -name torch_shm_manager -delete \
  && find . -type d -name tests -prune -exec rm -rf {} + \
  && echo /opt/app > grapevine.pth \
  && /opt/grapevine/bin/python -c 'import torch; print("PyTorch", torch.__version__, "for", "CUDA: set TORCH_INDEX for a small image" if torch.version.cuda else "CPU")'
 
+# ── what packs the application and lists what the image is made of; not in what runs ──
+FROM dependencies AS tools
+RUN python3 -m venv /opt/tools \
+ && /opt/tools/bin/pip install --no-cache-dir --quiet "cyclonedx-bom>=7,<8" "hatchling>=1.24"
+
 # ── the application, with and without scenarios ──
-FROM dependencies AS build-node
+FROM tools AS build-node
 WORKDIR /build
 COPY pyproject.toml README.md LICENSE grapevine.py ./
 COPY deploy/sbom.py deploy/sbom.py
@@ -50,7 +53,7 @@ RUN /opt/tools/bin/pip wheel --no-cache-dir --quiet --no-deps --no-build-isolati
       --no-deps --target /opt/app dist/*.whl \
  && python3 deploy/sbom.py --tools /opt/tools --environment /opt/grapevine --image grapevine-node > /opt/app/sbom.cdx.json
 
-FROM dependencies AS build-scenario
+FROM tools AS build-scenario
 WORKDIR /build
 COPY pyproject.toml README.md LICENSE grapevine.py ./
 COPY deploy/sbom.py deploy/sbom.py
@@ -64,13 +67,12 @@ RUN /opt/tools/bin/pip wheel --no-cache-dir --quiet --no-deps --no-build-isolati
  && python3 deploy/sbom.py --tools /opt/tools --environment /opt/grapevine --image grapevine-scenario > /opt/app/sbom.cdx.json
 
 # ── what runs ──
-FROM ${PYTHON_IMAGE} AS runtime
+FROM dependencies AS runtime
 # The state directory belongs to the user: a new volume there takes over owner and mode.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent \
       --shell /usr/sbin/nologin grapevine \
  && install -d -o grapevine -g grapevine -m 0700 /var/lib/grapevine \
  && install -d /etc/grapevine
-COPY --from=dependencies /opt/grapevine /opt/grapevine
 ENV PATH=/opt/app/bin:/opt/grapevine/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
