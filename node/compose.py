@@ -2,36 +2,46 @@
 
 Text in, text out: nothing here starts a container. Three kinds of file: a whole consortium on one
 engine, the same as a demonstration that makes its own keys, and one member alone, which is what a
-real organisation runs. Read by docker-compose 1.29 and by Compose 2 alike.
+real organisation runs. Where all meet at a broker, that is one more service, and the only one that
+anybody shares a network with. Read by docker-compose 1.29 and by Compose 2 alike.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
 
+from node.broker import CONFIG
+from node.compose_founding import INIT, founding
+from node.compose_parts import (
+    LOGGING,
+    MADE_BY,
+    PORT,
+    SECRETS,
+    SETTINGS,
+    STATE,
+    BrokerSite,
+    Options,
+    after,
+    common_lines,
+    edge_network,
+    edge_subnets,
+    node_toml,
+    quoted,
+)
 from node.errors import ConfigError
-from node.transport.addresses import parse_address
-from node.types.settings import CharterSettings
+from node.transport.addresses import is_broker, parse_address
+from node.types.settings import CharterSettings, MqttSettings
 from topology.graph import Graph
 
-IMAGE: Final = "grapevine-node"
-STATE: Final = "/var/lib/grapevine"
-SETTINGS: Final = "/etc/grapevine"
-PORT: Final = 7400
-# Two nodes and the engine's own address need three of the six that a /29 has.
-EDGE_PREFIX: Final = 29
-# The engine's default pools make some 31 networks in all; a network of eight addresses for each
-# edge out of this range leaves room for 8,192.
-SUBNETS: Final = "10.203.0.0/16"
-MADE_BY: Final = "# Made by `grapevine compose"  # first line of every file that may be replaced
-INIT: Final = "init"
-
-Network = ipaddress.IPv4Network
+BROKER: Final = "broker"
+BROKER_IMAGE: Final = "eclipse-mosquitto:2"
+BROKER_USER: Final = 1883  # whom its image runs mosquitto as
+AUTHORITY: Final = f"{SETTINGS}/ca.pem"  # in a container
+_PASSWORD: Final = "mqtt"  # noqa: S105 - under which name a container finds it among its secrets
 
 
 class Site(Struct, frozen=True):
@@ -40,50 +50,6 @@ class Site(Struct, frozen=True):
     name: str
     hosts: tuple[str, ...]
     port: int | None
-
-
-class State(Struct, frozen=True):
-    """A state directory on the engine's host, as the compose file names it, and whose it is."""
-
-    folder: str
-    uid: int
-    gid: int
-
-
-class Options(Struct, frozen=True, kw_only=True):
-    """What the person who generates a file may choose. ``command``: how they called it."""
-
-    command: str
-    image: str = IMAGE
-    build: str | None = None  # the folder of a Dockerfile, relative to the compose file
-    subnets: Network = ipaddress.IPv4Network(SUBNETS)
-    states: Mapping[str, State] = {}  # by member; without: volumes
-
-
-def edge_subnets(pool: Network, count: int) -> list[Network]:
-    """The first ``count`` networks of eight addresses in ``pool``. Raises ConfigError."""
-    room = pool.num_addresses >> (32 - EDGE_PREFIX)
-    if count > room:
-        raise ConfigError(
-            f"--subnets {pool}: has room for {room} networks of 8 addresses, and there are {count} "
-            f"edges; say a wider range, such as {SUBNETS}"
-        )
-    made = pool.subnets(new_prefix=EDGE_PREFIX) if pool.prefixlen < EDGE_PREFIX else iter([pool])
-    return [next(made) for _ in range(count)]
-
-
-def read_pool(text: str) -> Network:
-    """A range of private addresses, as ``--subnets`` takes it. Raises ConfigError."""
-    try:
-        pool = ipaddress.ip_network(text)
-    except ValueError as error:
-        raise ConfigError(f"--subnets {text}: {error}; expected such as {SUBNETS}") from None
-    if not isinstance(pool, ipaddress.IPv4Network) or not pool.is_private:
-        raise ConfigError(
-            f"--subnets {text}: expected private IPv4 addresses, such as {SUBNETS}: the engine's "
-            "host would no longer reach the true owners of these"
-        )
-    return pool
 
 
 def sites(settings: CharterSettings, *, source: str) -> dict[str, Site]:
@@ -109,7 +75,13 @@ def sites(settings: CharterSettings, *, source: str) -> dict[str, Site]:
 def _site(name: str, addresses: Sequence[str], where: str) -> Site:
     hosts: list[str] = []
     ports: set[int] = set()
-    for address in addresses:
+    sockets = _sockets(addresses)
+    if addresses and not sockets:
+        raise ConfigError(
+            f"{where}: it is reached through a broker alone, {addresses[0]}; --broker puts one "
+            "among the services"
+        )
+    for address in sockets:
         found = parse_address(address, key=f"{where}: address")
         if found.host == "localhost" or _is_ip(found.host):
             raise ConfigError(
@@ -124,20 +96,16 @@ def _site(name: str, addresses: Sequence[str], where: str) -> Site:
     return Site(name, tuple(dict.fromkeys(hosts)), ports.pop() if ports else None)
 
 
+def _sockets(addresses: Sequence[str]) -> list[str]:
+    return [address for address in addresses if not is_broker(address)]
+
+
 def _is_ip(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
     except ValueError:
         return False
     return True
-
-
-def node_toml(consortium: str, port: int | None) -> str:
-    """NODE.toml of a member in its container. ``consortium``: the sealed file's name there."""
-    lines = [f'state = "{STATE}"', f'consortium = "{consortium}"']
-    if port is not None:
-        lines.append(f'listen = "0.0.0.0:{port}"')
-    return "\n".join(lines) + "\n"
 
 
 # ── one member ──────────────────────────────────────────────────────────────────────────────────
@@ -151,8 +119,14 @@ def alone(
     sealed: the sealed consortium's file name, beside the compose file; as is MEMBER.toml.
     """
     where = f"member '{member}': address"
-    ports = sorted({parse_address(address, key=where).port for address in addresses})
+    ports = sorted({parse_address(one, key=where).port for one in _sockets(addresses)})
     volume = volume_name(name, member)
+    asked = ""
+    if any(map(is_broker, addresses)):
+        asked = f"""\
+#
+# Its password at the broker, from whoever runs that, is expected in {member}.password beside this.
+"""
     head = f"""{MADE_BY}`: {options.command}
 #
 # The node of '{member}' in '{name}'. Its keys lie in the volume {volume}, where
@@ -160,7 +134,7 @@ def alone(
 #
 #   docker compose up -d       train; kill it at any time: started again, it resumes
 #   docker compose logs -f     rounds, who was missing and why; the last line is the result
-"""
+{asked}"""
     service = [
         f"  {member}:",
         "    <<: *node",
@@ -173,8 +147,31 @@ def alone(
     if ports:  # a node listens on one port; its card may say how a gateway maps others to it
         listed = ", ".join(f'"{port}:{PORT}"' for port in ports)
         service.append(f"    ports: [{listed}]")
+    secrets = []
+    if asked:
+        service.append(f"    secrets: [{_PASSWORD}]")
+        secrets.append(f"  {_PASSWORD}: {{ file: ./{member}.password }}")
     stored = [f"  {member}: {{ name: {volume}, external: true }}"]
-    return _file(head, _common(options, f"{SETTINGS}/node.toml"), [service], [], stored)
+    common = common_lines(options, f"{SETTINGS}/node.toml")
+    return _file(head, common, [service], [], stored, secrets=secrets)
+
+
+def settings_alone(member: str, addresses: Sequence[str], *, sealed: str) -> str:
+    """MEMBER.toml: how it listens and where it meets the others follow from its card."""
+    port = PORT if _sockets(addresses) else None
+    brokers = [address for address in addresses if is_broker(address)]
+    mqtt = at_broker(member, brokers[0]) if brokers else None
+    return node_toml(sealed, port, mqtt)
+
+
+def at_broker(member: str, address: str, *, authority: str | None = None) -> MqttSettings:
+    """[mqtt] of a member whose password is among its container's secrets."""
+    return MqttSettings(
+        broker=address,
+        user=member,
+        password_file=f"{SECRETS}/{_PASSWORD}",
+        ca_file=authority,
+    )
 
 
 # ── whole consortia ─────────────────────────────────────────────────────────────────────────────
@@ -187,6 +184,7 @@ def whole(
 
     sealed: the sealed consortium's file name, beside the compose file; as is NAME.toml.
     """
+    _refuse_broker_taken(graph, options)
     first = volume_name(name, graph.nodes[0])
     keys = f"""\
 # Each finds its keys in a volume of its own, which must be there already; for keys in a folder
@@ -202,9 +200,10 @@ def whole(
 #
 # All {len(graph.nodes)} members of '{name}' on one engine.
 {keys}#
-# Neighbours share a network that leads nowhere else; who is not a neighbour cannot be reached.
-"""
-    services = []
+{_who_is_reached(options)}"""
+    broker, reached = options.broker, _reached(graph, options)
+    services = [_broker(broker, reached)] if broker else []
+    secrets = []
     for member in graph.nodes:
         state = options.states.get(member)
         volumes = [
@@ -212,18 +211,26 @@ def whole(
             f"./{member}.toml:{SETTINGS}/node.toml:ro",
             f"./{sealed}:{SETTINGS}/{sealed}:ro",
         ]
-        service = _service(member, volumes, graph, where.get(member))
-        services.append([*service, f'    user: "{state.uid}:{state.gid}"'] if state else service)
+        if broker and broker.authority:
+            volumes.append(f"{broker.authority}:{AUTHORITY}:ro")
+        service = _service(member, volumes, reached, where.get(member))
+        if state:
+            service.append(f'    user: "{state.uid}:{state.gid}"')
+        if broker:
+            service.append(f"    secrets: [{{ source: {member}, target: {_PASSWORD} }}]")
+            secrets.append(f"  {member}: {{ file: {broker.passwords[member]} }}")
+        services.append(service)
     return _file(
         head,
-        _common(options, f"{SETTINGS}/node.toml"),
+        [*common_lines(options, f"{SETTINGS}/node.toml"), *after(*_healthy(options))],
         services,
-        _edge_networks(graph, options.subnets),
+        _networks(reached, options),
         [
             f"  {member}: {{ name: {volume_name(name, member)}, external: true }}"
             for member in graph.nodes
             if member not in options.states
         ],
+        secrets=secrets,
     )
 
 
@@ -233,6 +240,7 @@ def demonstration(name: str, graph: Graph, options: Options, *, charter: str) ->
     charter: the draft's path, relative to the compose file.
     """
     _refuse_taken(graph, INIT)
+    _refuse_broker_taken(graph, options)
     head = f"""{MADE_BY}`: {options.command}
 #
 # FOR DEMONSTRATION: the service `init` makes the keys of all {len(graph.nodes)} members and signs
@@ -243,19 +251,84 @@ def demonstration(name: str, graph: Graph, options: Options, *, charter: str) ->
 #   docker compose logs clinic-a
 #   docker compose down -v     and the volumes with keys, logs and models are gone
 #
-# Neighbours share a network that leads nowhere else; who is not a neighbour cannot be reached.
-""".replace("clinic-a", graph.nodes[0])
+{_who_is_reached(options)}""".replace("clinic-a", graph.nodes[0])
     settings = f"{STATE}/node.toml"
-    after = ["  depends_on:", f"    {INIT}: {{ condition: service_completed_successfully }}"]
-    services = [_founding(name, graph.nodes, options, charter)]
-    services += [_service(m, [f"{m}:{STATE}"], graph, None) for m in graph.nodes]
+    founded = (INIT, "service_completed_successfully")
+    broker, reached = options.broker, _reached(graph, options)
+    services = [founding(name, graph.nodes, options, charter)]
+    services += [_broker(broker, reached, founded)] if broker else []
+    services += [_service(m, [f"{m}:{STATE}"], reached, None) for m in graph.nodes]
+    volumes = [*([broker.config] if broker else []), *graph.nodes]
     return _file(
         head,
-        [*_common(options, settings), *after],
+        [*common_lines(options, settings), *after(founded, *_healthy(options))],
         services,
-        _edge_networks(graph, options.subnets),
-        [f"  {member}: {{}}" for member in graph.nodes],
+        _networks(reached, options),
+        [f"  {volume}: {{}}" for volume in volumes],
     )
+
+
+def demonstration_broker() -> BrokerSite:
+    """The broker of a demonstration: its settings lie in a volume, where `init` puts them."""
+    return BrokerSite(host=BROKER, port=8883, config=BROKER, user=f"{BROKER_USER}:{BROKER_USER}")
+
+
+# ── a broker among the services ─────────────────────────────────────────────────────────────────
+
+
+def _reached(graph: Graph, options: Options) -> Graph:
+    """Who shares a network with whom: neighbours; or each member with the broker alone."""
+    if options.broker is None:
+        return graph
+    return Graph([BROKER, *graph.nodes], [(BROKER, member) for member in graph.nodes])
+
+
+def _who_is_reached(options: Options) -> str:
+    if options.broker is None:
+        return """\
+# Neighbours share a network that leads nowhere else; who is not a neighbour cannot be reached.
+"""
+    return """\
+# No member can reach another: each shares a network with the broker, which leads nowhere else. They
+# meet there, and it can neither read nor forge what they say. It stays when all have finished.
+"""
+
+
+def _refuse_broker_taken(graph: Graph, options: Options) -> None:
+    if options.broker is not None:
+        _refuse_taken(graph, BROKER)
+
+
+def _healthy(options: Options) -> list[tuple[str, str]]:
+    return [] if options.broker is None else [(BROKER, "service_healthy")]
+
+
+def _broker(broker: BrokerSite, reached: Graph, *waits: tuple[str, str]) -> list[str]:
+    """mosquitto, locked down as nodes are; healthy as soon as it listens.
+
+    Both its image and a Debian have grep, and neither surely a client of MQTT: so the kernel is
+    asked. Its table has ports in hexadecimal, and 0A for one on which somebody listens.
+    """
+    listens = f":{broker.port:04X} [0-9A-F:]* 0A"
+    return [
+        f"  {BROKER}:                    # mosquitto; nobody has to trust it",
+        f"    image: {quoted(BROKER_IMAGE)}",
+        f"    user: {quoted(broker.user)}",
+        "    read_only: true",
+        "    cap_drop: [ALL]",
+        '    security_opt: ["no-new-privileges:true"]',
+        "    restart: on-failure",
+        f"  {LOGGING}",
+        *(f"  {line}" for line in after(*waits)),
+        "    healthcheck:",
+        f"      test: [CMD, grep, -q, {quoted(listens)}, /proc/net/tcp, /proc/net/tcp6]",
+        "      interval: 2s",
+        "      timeout: 5s",
+        "      retries: 30",
+        "    volumes:",
+        f"      - {broker.config}:{CONFIG}:ro",
+        *_networks_of(BROKER, reached, [broker.host]),
+    ]
 
 
 def _refuse_taken(graph: Graph, service: str) -> None:
@@ -268,43 +341,27 @@ def volume_name(consortium: str, member: str) -> str:
     return f"{consortium}-{member}"
 
 
-def _common(options: Options, settings: str) -> list[str]:
-    """What all nodes have in common; YAML's merge key spreads it."""
-    return [
-        "x-node: &node",
-        f"  image: {_quoted(options.image)}",
-        f"  command: [start, {settings}]",
-        "  init: true",
-        "  read_only: true",
-        "  tmpfs: [/tmp]",
-        "  cap_drop: [ALL]",
-        '  security_opt: ["no-new-privileges:true"]',
-        "  restart: on-failure       # a node that is started again resumes",
-        "  stop_grace_period: 60s    # it writes a checkpoint and says good-bye",
-        "  logging: { driver: json-file, options: { max-size: 10m, max-file: '3' } }",
-    ]
-
-
 def _service(name: str, volumes: Iterable[str], graph: Graph, site: Site | None) -> list[str]:
     lines = [f"  {name}:", "    <<: *node", "    volumes:"]
     lines += [f"      - {volume}" for volume in volumes]
-    lines.append("    networks:")
-    aliases = [host for host in site.hosts if host != name] if site else []
+    return lines + _networks_of(name, graph, site.hosts if site else ())
+
+
+def _networks_of(name: str, graph: Graph, hosts: Iterable[str]) -> list[str]:
+    """Where a service is, and under which names besides its own."""
+    lines = ["    networks:"]
+    listed = ", ".join(quoted(host) for host in hosts if host != name)
     for peer in graph.neighbours(name):
         network = edge_network(name, peer)
-        listed = ", ".join(_quoted(alias) for alias in aliases)
         lines.append(f"      {network}: " + (f"{{ aliases: [{listed}] }}" if listed else "{}"))
     return lines
 
 
-def edge_network(a: str, b: str) -> str:
-    """The network of an edge. No member's name has an underscore, so no two edges share one."""
-    return f"{min(a, b)}_{max(a, b)}"
-
-
-def _edge_networks(graph: Graph, pool: Network) -> list[str]:
+def _networks(graph: Graph, options: Options) -> list[str]:
     lines = []
-    for (a, b), subnet in zip(graph.edges, edge_subnets(pool, len(graph.edges)), strict=True):
+    of = "edges" if options.broker is None else "members"
+    subnets = edge_subnets(options.subnets, len(graph.edges), of=of)
+    for (a, b), subnet in zip(graph.edges, subnets, strict=True):
         lines += [
             f"  {edge_network(a, b)}:",
             "    internal: true",
@@ -313,101 +370,20 @@ def _edge_networks(graph: Graph, pool: Network) -> list[str]:
     return lines
 
 
-def _founding(name: str, members: Sequence[str], options: Options, charter: str) -> list[str]:
-    """The one-shot service that founds the consortium, by the commands that members use."""
-    build = []
-    if options.build is not None:
-        build = [
-            "    build:",
-            f"      context: {_quoted(options.build)}",
-            "      target: node",
-            "      args: { TORCH_INDEX: '${TORCH_INDEX:-}' }",
-        ]
-    volumes = [f"{charter}:{SETTINGS}/{name}.toml:ro"]
-    volumes += [f"{member}:/members/{member}" for member in members]
-    script = _SCRIPT.format(
-        members=" ".join(members),
-        name=name,
-        sealed=f"{name}.consortium",
-        charter=f"{SETTINGS}/{name}.toml",
-        port=PORT,
-        settings=node_toml(f"{name}.consortium", PORT),
-    )
-    return [
-        f"  {INIT}:                      # for demonstration: one person with all the keys",
-        f"    image: {_quoted(options.image)}",
-        *build,
-        '    user: "0:0"              # gives each volume to the user that nodes run as',
-        "    network_mode: none",
-        "    read_only: true",
-        "    tmpfs: [/tmp]",
-        "    healthcheck: { disable: true }",
-        "    volumes:",
-        *(f"      - {volume}" for volume in volumes),
-        "    entrypoint:",
-        "      - python",
-        "      - -c",
-        "      - |",
-        *(f"        {line}".rstrip() for line in script.splitlines()),
-    ]
-
-
-_SCRIPT: Final = """\
-import contextlib, io, os, shutil
-from pathlib import Path
-from node.cli.main import main
-
-def grapevine(*words):
-    if code := main([str(word) for word in words]):
-        raise SystemExit(code)
-
-members = "{members}".split()
-seats = [Path("/members", member) for member in members]
-if (seats[-1] / "{sealed}").exists():
-    print("init: founded before; the nodes go on from their volumes")
-    raise SystemExit
-print("init: FOR DEMONSTRATION: makes the keys of all members, signs for each", flush=True)
-os.umask(0o077)
-os.chdir("/tmp")
-shutil.copy("{charter}", "{name}.toml")
-with contextlib.redirect_stdout(io.StringIO()):
-    for member in members:
-        grapevine("keygen", "--name", member, "--state", member)
-        address = f"tcp://{{member}}:{port}"
-        grapevine("id", "--state", member, "--address", address, "--card", f"{{member}}.card")
-    cards = [word for member in members for word in ("--card", f"{{member}}.card")]
-    grapevine("consortium", "new", "{name}.toml", *cards)
-    for member in members:
-        words = ("--state", member, "--out", f"{{member}}.sig")
-        grapevine("consortium", "sign", "{name}.toml", *words)
-    signed = [f"{{member}}.sig" for member in members]
-    grapevine("consortium", "seal", "{name}.toml", *signed, "--out", "{sealed}")
-for member, seat in zip(members, seats):
-    Path(member, "node.toml").write_text({settings!r})
-    shutil.copy("{sealed}", member)
-    shutil.copytree(member, seat, dirs_exist_ok=True)
-    for path in (seat, *seat.rglob("*")):
-        os.chown(path, 10001, 10001)
-grapevine("consortium", "verify", "{sealed}")
-print("init: done; the members' keys lie in their volumes")"""
-
-
 def _file(
     head: str,
     common: Iterable[str],
     services: Iterable[Iterable[str]],
     networks: Iterable[str],
     volumes: Iterable[str],
+    *,
+    secrets: Iterable[str] = (),
 ) -> str:
     parts = [head.rstrip("\n"), *common, "", "services:"]
     for number, service in enumerate(services):
         parts += [*([""] if number else []), *service]
-    for title, lines in (("networks", list(networks)), ("volumes", list(volumes))):
+    sections = {"networks": list(networks), "volumes": list(volumes), "secrets": list(secrets)}
+    for title, lines in sections.items():
         if lines:
             parts += ["", f"{title}:", *lines]
     return "\n".join(parts) + "\n"
-
-
-def _quoted(text: str) -> str:
-    """A scalar that YAML reads as this very text: JSON's strings are YAML's."""
-    return json.dumps(text)

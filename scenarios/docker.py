@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import structs
 
-from node.compose import PORT
+from node.compose_parts import PORT
 from node.errors import ConfigError
 from scenarios.docker_berths import POOL, Berths, room
 from scenarios.docker_command import check_engine

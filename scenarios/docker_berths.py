@@ -23,7 +23,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from node.compose import EDGE_PREFIX, edge_network
+from node.compose_parts import EDGE_PREFIX, edge_network
 from node.errors import ConfigError, GrapevineError
 from scenarios.docker_command import command, docker, names, together
 from scenarios.nursery import Child

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 from msgspec import structs
 
-from node.compose import PORT
+from node.compose_parts import PORT
 from node.errors import ConfigError, GrapevineError
 from node.types.settings import NodeSettings
 from scenarios.disks import restore

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import typer
 
+from node.cli.broker import broker
 from node.cli.compose import compose
 from node.cli.consortium import app as consortium_app
 from node.cli.keys import identity, keygen
@@ -29,7 +30,7 @@ HELP: Final = """Train one model together, each member on its own data, with no 
 \b
 Try it:           grapevine demo
 Found one:        keygen, id, consortium new, sign, seal, verify
-Take part:        start, status, stop, compose
+Take part:        start, status, stop, compose, broker
 Study:            run SCENARIO, table RESULTS, topology FILE
 
 \b
@@ -87,6 +88,7 @@ app.command()(start)
 app.command()(stop)
 app.command()(status)
 app.command()(compose)
+app.command()(broker)
 app.command()(topology)
 app.command()(table)
 

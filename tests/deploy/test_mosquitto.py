@@ -1,24 +1,27 @@
-"""deploy/mosquitto.conf and deploy/mosquitto.acl, as they stand there, with three members."""
+"""deploy/mosquitto.conf and deploy/mosquitto.acl, as they stand there, with three members.
+
+Users, rights and certificate are those that `grapevine broker` makes.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import datetime
 import os
-import subprocess
 from pathlib import Path
 
-import broker_certificates
 import brokers
 import pytest
 from links_bench import IDS, Bench, play
 from payloads import Fetcher, Payload, Server
 
-from node.transport.addresses import seat
+from node import broker as files
+from node.transport.addresses import parse_broker, seat
 from node.types.messages import MiB
 from scenarios.founding import free_ports
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-pytestmark = pytest.mark.skipif(brokers.MOSQUITTO is None, reason=brokers.WITHOUT_MOSQUITTO)
+with_mosquitto = pytest.mark.skipif(brokers.MOSQUITTO is None, reason=brokers.WITHOUT_MOSQUITTO)
 
 
 class Deployed(brokers.Mosquitto):
@@ -28,26 +31,23 @@ class Deployed(brokers.Mosquitto):
         self.port, self.folder, self.process = free_ports(1)[0], folder, None
         self.url = f"mqtts://127.0.0.1:{self.port}"
         self.config = folder / "mosquitto.conf"
-        broker_certificates.make(folder)
-        for name in ("pem", "key"):
-            (folder / f"server.{name}").rename(folder / f"broker.{name}")
+        made = files.certified("127.0.0.1", now=datetime.datetime.now(datetime.UTC))
+        (folder / "ca.pem").write_text(made.authority)
+        (folder / "broker.pem").write_text(made.certificate)
+        (folder / "broker.key").write_text(made.key)
         text = (DEPLOY / "mosquitto.conf").read_text()
         text = text.replace("/mosquitto/config", str(folder))
         text = text.replace("listener 8883", f"listener {self.port} 127.0.0.1")
         if os.geteuid() == 0:
             text += "user root\n"
         self.config.write_text(text)
-        block = (DEPLOY / "mosquitto.acl").read_text().split("\nuser ", 1)[1]
-        rights = []
+        users = []
         for n in range(3):
-            mine = block.replace("clinic-a", f"clinic-{n}")
-            rights.append("user " + mine.replace("SEAT", seat(consortium, IDS[n], 0).hex()))
             (folder / f"{n}.secret").write_text(f"secret {n}")
-        (folder / "acl").write_text("\n".join(rights))
-        (folder / "passwords").write_text("".join(f"clinic-{n}:secret {n}\n" for n in range(3)))
-        subprocess.run(
-            ["mosquitto_passwd", "-U", folder / "passwords"], check=True, capture_output=True
-        )
+            users.append(files.hashed(f"clinic-{n}", f"secret {n}"))
+        (folder / "passwords").write_text("".join(users))
+        seats = {f"clinic-{n}": seat(consortium, IDS[n], 0).hex() for n in range(3)}
+        (folder / "acl").write_text(files.rights(seats))
 
     def login(self, n: int) -> dict[str, object]:
         return {
@@ -57,6 +57,14 @@ class Deployed(brokers.Mosquitto):
         }
 
 
+def test_the_files_in_the_checkout_are_what_the_command_makes():
+    address = parse_broker("mqtts://broker.example")
+    made = files.settings_of(address, members=5)
+    assert (DEPLOY / "mosquitto.conf").read_text() == made
+    assert (DEPLOY / "mosquitto.acl").read_text() == files.rights({"clinic-a": "SEAT"})
+
+
+@with_mosquitto
 def test_members_link_and_fetch_and_a_third_reads_nothing_of_theirs(tmp_path):
     payload = Payload(3 * MiB)
 

@@ -9,17 +9,26 @@ from typing import Any
 
 import pytest
 import yaml
+from msgspec import structs
 
 from node import compose
+from node import compose_parts as parts
 from node.errors import ConfigError
-from node.types.settings import CharterSettings, MemberDraft, TaskSettings
+from node.strict import from_toml
+from node.types.settings import (
+    CharterSettings,
+    MemberDraft,
+    MqttSettings,
+    NodeSettings,
+    TaskSettings,
+)
 from topology.generate import build
 from topology.graph import Graph
 from topology.settings import TopologySettings
 
 ROOT = Path(__file__).parents[2]
 RING = build(TopologySettings(kind="ring", nodes=5), source="ring")
-OPTIONS = compose.Options(command="grapevine compose heart.consortium")
+OPTIONS = parts.Options(command="grapevine compose heart.consortium")
 
 
 def charter(addresses: dict[str, tuple[str, ...]]) -> CharterSettings:
@@ -35,7 +44,7 @@ def sites(**addresses: str | tuple[str, ...]) -> dict[str, compose.Site]:
     return compose.sites(charter(listed), source="heart.toml")
 
 
-def whole(graph: Graph = RING, options: compose.Options = OPTIONS) -> dict[str, Any]:
+def whole(graph: Graph = RING, options: parts.Options = OPTIONS) -> dict[str, Any]:
     where = sites(**{name: f"tcp://gv.{name}.example:7411" for name in graph.nodes})
     text = compose.whole("heart", graph, where, options, sealed="heart.consortium")
     read: dict[str, Any] = yaml.safe_load(text)
@@ -60,27 +69,27 @@ def test_networks_are_small_and_apart() -> None:
     networks = whole(dense)["networks"]
     assert len(networks) == 66  # twice what the engine's own pools would make
     found = [ipaddress.ip_network(n["ipam"]["config"][0]["subnet"]) for n in networks.values()]
-    pool = ipaddress.ip_network(compose.SUBNETS)
+    pool = ipaddress.ip_network(parts.SUBNETS)
     assert all(one.prefixlen == 29 and one.subnet_of(pool) for one in found)
     assert not any(a.overlaps(b) for a, b in itertools.combinations(found, 2))
 
 
 def test_a_range_too_small_for_the_edges_is_refused() -> None:
-    pool = compose.read_pool("10.9.0.0/27")
-    assert len(compose.edge_subnets(pool, 4)) == 4
+    pool = parts.read_pool("10.9.0.0/27")
+    assert len(parts.edge_subnets(pool, 4)) == 4
     with pytest.raises(ConfigError, match=r"room for 4 networks.*there are 5 edges"):
-        compose.edge_subnets(pool, 5)
-    assert [str(one) for one in compose.edge_subnets(compose.read_pool("10.9.0.8/29"), 1)] == [
+        parts.edge_subnets(pool, 5)
+    assert [str(one) for one in parts.edge_subnets(parts.read_pool("10.9.0.8/29"), 1)] == [
         "10.9.0.8/29"
     ]
     with pytest.raises(ConfigError, match="room for 0 networks"):
-        compose.edge_subnets(compose.read_pool("10.9.0.0/30"), 1)
+        parts.edge_subnets(parts.read_pool("10.9.0.0/30"), 1)
 
 
 @pytest.mark.parametrize("text", ["8.8.0.0/16", "fd00::/64", "10.0.0.1/8", "large", ""])
 def test_a_range_that_is_not_private_addresses_is_refused(text) -> None:
     with pytest.raises(ConfigError, match=r"--subnets .*such as 10\.203\.0\.0/16"):
-        compose.read_pool(text)
+        parts.read_pool(text)
 
 
 def test_every_node_is_locked_down_and_keeps_one_volume() -> None:
@@ -96,8 +105,8 @@ def test_every_node_is_locked_down_and_keeps_one_volume() -> None:
 
 
 def test_keys_in_folders_are_used_by_their_owner() -> None:
-    states = {name: compose.State(f"../states/{name}", 1000, 1001) for name in RING.nodes}
-    options = compose.Options(command="grapevine compose x", states=states)
+    states = {name: parts.State(f"../states/{name}", 1000, 1001) for name in RING.nodes}
+    options = parts.Options(command="grapevine compose x", states=states)
     made = whole(options=options)
     assert made["services"]["n3"]["volumes"][0] == "../states/n3:/var/lib/grapevine"
     assert made["services"]["n3"]["user"] == "1000:1001"
@@ -107,6 +116,7 @@ def test_keys_in_folders_are_used_by_their_owner() -> None:
 @pytest.mark.parametrize(
     ("addresses", "wrong"),
     [
+        ({"a": "mqtts://b.example"}, "'a': it is reached through a broker alone, mqtts://b.exampl"),
         ({"a": "tcp://127.0.0.1:7400"}, r"member 'a': its address tcp://127.0.0.1:7400 names no"),
         ({"a": "tcp://[fd00::1]:7400"}, "names no host"),
         ({"a": "tcp://localhost:7400"}, "names no host"),
@@ -122,8 +132,8 @@ def test_members_that_no_container_can_be_are_refused(addresses, wrong) -> None:
 def test_who_only_dials_out_gets_no_name_and_does_not_listen() -> None:
     made = sites(a=(), b="tcp://b.example:7400")
     assert made["a"] == compose.Site("a", (), None)
-    assert "listen" not in compose.node_toml("heart.consortium", made["a"].port)
-    assert 'listen = "0.0.0.0:7400"' in compose.node_toml("heart.consortium", made["b"].port)
+    assert "listen" not in parts.node_toml("heart.consortium", made["a"].port)
+    assert 'listen = "0.0.0.0:7400"' in parts.node_toml("heart.consortium", made["b"].port)
 
 
 def test_one_member_alone_publishes_the_ports_of_its_card() -> None:
@@ -155,3 +165,115 @@ def test_a_member_called_like_the_other_service_is_refused() -> None:
     graph = Graph(["init", "b"], [("init", "b")])
     with pytest.raises(ConfigError, match="a member is called 'init'"):
         compose.demonstration("heart", graph, OPTIONS, charter="./heart.toml")
+
+
+# ── at a broker ─────────────────────────────────────────────────────────────────────────────────
+
+SITE = parts.BrokerSite(
+    host="broker.example",
+    port=8883,
+    config="./broker/mosquitto",
+    user="1000:1001",
+    authority="./broker/members/ca.pem",
+    passwords={name: f"./broker/members/{name}.password" for name in RING.nodes},
+)
+AT_BROKER = parts.Options(command="grapevine compose heart.consortium --broker", broker=SITE)
+
+
+def test_at_a_broker_nobody_shares_a_network_with_anybody_else() -> None:
+    text = compose.whole("heart", RING, {}, AT_BROKER, sealed="heart.consortium")
+    made = yaml.safe_load(text)
+    broker = made["services"].pop("broker")
+    assert list(made["services"]) == list(RING.nodes)
+    for a, b in itertools.combinations(RING.nodes, 2):
+        assert not made["services"][a]["networks"].keys() & made["services"][b]["networks"].keys()
+    for service in made["services"].values():
+        (network,) = service["networks"]
+        assert broker["networks"][network] == {"aliases": ["broker.example"]}
+    assert len(made["networks"]) == 5
+    assert all(network["internal"] is True for network in made["networks"].values())
+
+
+def test_the_broker_is_locked_down_and_members_wait_for_it() -> None:
+    made = yaml.safe_load(compose.whole("heart", RING, {}, AT_BROKER, sealed="heart.consortium"))
+    broker = made["services"].pop("broker")
+    assert broker["read_only"] is True
+    assert broker["cap_drop"] == ["ALL"]
+    assert broker["user"] == "1000:1001"
+    assert broker["volumes"] == ["./broker/mosquitto:/mosquitto/config:ro"]
+    assert "22B3" in broker["healthcheck"]["test"][3]  # 8883
+    for service in made["services"].values():
+        assert service["depends_on"] == {"broker": {"condition": "service_healthy"}}
+
+
+def test_each_member_is_given_its_own_password_as_a_secret() -> None:
+    made = yaml.safe_load(compose.whole("heart", RING, {}, AT_BROKER, sealed="heart.consortium"))
+    for name in RING.nodes:
+        service = made["services"][name]
+        assert service["secrets"] == [{"source": name, "target": "mqtt"}]
+        assert made["secrets"][name] == {"file": f"./broker/members/{name}.password"}
+        assert "./broker/members/ca.pem:/etc/grapevine/ca.pem:ro" in service["volumes"]
+        assert "environment" not in service
+    text = parts.node_toml(
+        "heart.consortium", None, compose.at_broker("n0", "mqtts://b.example", authority="ca.pem")
+    )
+    settings = parse_settings(text)
+    assert settings.listen is None
+    assert settings.mqtt == MqttSettings(
+        broker="mqtts://b.example",
+        user="n0",
+        password_file="/run/secrets/mqtt",
+        ca_file="ca.pem",
+    )
+
+
+def test_a_demonstration_makes_the_brokers_settings_too() -> None:
+    options = structs.replace(AT_BROKER, broker=compose.demonstration_broker())
+    text = compose.demonstration("heart", RING, options, charter="./heart.toml")
+    made = yaml.safe_load(text)
+    init = made["services"].pop("init")
+    compile(init["entrypoint"][2], "init", "exec")
+    assert "$" not in init["entrypoint"][2]
+    assert "broker:/broker" in init["volumes"]
+    broker = made["services"].pop("broker")
+    assert broker["depends_on"] == {"init": {"condition": "service_completed_successfully"}}
+    assert broker["volumes"] == ["broker:/mosquitto/config:ro"]
+    for service in made["services"].values():
+        assert sorted(service["depends_on"]) == ["broker", "init"]
+        assert not [one for one in service["volumes"] if one.startswith("broker")]
+
+
+def test_a_member_called_broker_is_refused_where_there_is_one() -> None:
+    graph = Graph(["broker", "b"], [("broker", "b")])
+    compose.demonstration("heart", graph, OPTIONS, charter="./heart.toml")
+    options = structs.replace(OPTIONS, broker=compose.demonstration_broker())
+    with pytest.raises(ConfigError, match="a member is called 'broker'"):
+        compose.demonstration("heart", graph, options, charter="./heart.toml")
+    with pytest.raises(ConfigError, match="a member is called 'broker'"):
+        compose.whole("heart", graph, {}, options, sealed="heart.consortium")
+
+
+def test_a_range_too_small_for_all_members_is_refused() -> None:
+    options = structs.replace(AT_BROKER, subnets=parts.read_pool("10.9.0.0/27"))
+    with pytest.raises(ConfigError, match=r"room for 4 networks.*there are 5 members"):
+        compose.whole("heart", RING, {}, options, sealed="heart.consortium")
+
+
+def test_one_member_at_a_broker_expects_its_password_beside_it() -> None:
+    at = ("tcp://gv.a.example:7400", "mqtts://broker.example")
+    made = yaml.safe_load(compose.alone("heart", "clinic-a", at, OPTIONS, sealed="h"))
+    assert made["services"]["clinic-a"]["ports"] == ["7400:7400"]
+    assert made["services"]["clinic-a"]["secrets"] == ["mqtt"]
+    assert made["secrets"] == {"mqtt": {"file": "./clinic-a.password"}}
+    settings = parse_settings(compose.settings_alone("clinic-a", at, sealed="h"))
+    assert settings.listen == "0.0.0.0:7400"
+    assert settings.mqtt is not None
+    assert settings.mqtt.broker == "mqtts://broker.example"
+    inward = parse_settings(compose.settings_alone("clinic-a", at[1:], sealed="h"))
+    assert inward.listen is None
+    made = yaml.safe_load(compose.alone("heart", "clinic-a", at[1:], OPTIONS, sealed="h"))
+    assert "ports" not in made["services"]["clinic-a"]
+
+
+def parse_settings(text: str) -> NodeSettings:
+    return from_toml(text, NodeSettings, source="node.toml")

@@ -104,6 +104,16 @@ class Site(NamedTuple):
     def signature(self, name: str) -> Path:
         return self.path / f"{name}.sig"
 
+    def found(self, do: Run) -> Site:
+        """Charter, signatures and seal, out of the cards as they are."""
+        do("consortium", "new", self.charter, *self.cards)
+        for name in self.names:
+            words = ("--state", self.state(name), "--out", self.signature(name))
+            do("consortium", "sign", self.charter, *words)
+        signatures = [self.signature(name) for name in self.names]
+        do("consortium", "seal", self.charter, *signatures, "--out", self.sealed)
+        return self
+
     @property
     def cards(self) -> list[object]:
         return [part for name in self.names for part in ("--card", self.card(name))]
@@ -124,10 +134,13 @@ def site(tmp_path: Path, do: Run) -> Site:
 @pytest.fixture
 def founded(site: Site, do: Run) -> Site:
     """The same, founded and sealed."""
-    do("consortium", "new", site.charter, *site.cards)
+    return site.found(do)
+
+
+@pytest.fixture
+def at_broker(site: Site, do: Run) -> Site:
+    """The same, with cards on which all name one broker."""
     for name in site.names:
-        out = site.signature(name)
-        do("consortium", "sign", site.charter, "--state", site.state(name), "--out", out)
-    signatures = [site.signature(name) for name in site.names]
-    do("consortium", "seal", site.charter, *signatures, "--out", site.sealed)
-    return site
+        words = ("--address", "mqtts://broker.example", "--card", site.card(name))
+        do("id", "--state", site.state(name), *words)
+    return site.found(do)
