@@ -23,7 +23,10 @@ from msgspec import structs
 from node.compose_parts import PORT
 from node.errors import ConfigError
 from scenarios.docker_berths import POOL, Berths, room
-from scenarios.docker_command import check_engine
+from scenarios.docker_broker import ADDRESS, BROKER_IMAGE
+from scenarios.docker_broker import check as check_broker
+from scenarios.docker_broker import edges as broker_edges
+from scenarios.docker_command import check_engine, check_image
 from scenarios.expectations import check_baselines
 from scenarios.faults import Attack
 from scenarios.processes import charter_name, clear, start_of
@@ -62,6 +65,8 @@ def run_docker(
     refuse(scenario)
     chosen = image or os.environ.get(IMAGE_VARIABLE) or IMAGE
     check_engine(chosen)
+    if _at_broker(scenario):
+        check_image(BROKER_IMAGE, f"docker pull {BROKER_IMAGE}")
     with contextlib.ExitStack() as stack:
         if directory is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="grapevine-")))
@@ -91,12 +96,23 @@ def refuse(scenario: Scenario) -> None:
                 f"{scenario.source}: event {fault.label}: docker cannot inject an attack from a "
                 "file, which no image has; processes can"
             )
-    edges = len(scenario.graph.edges)
+    if _at_broker(scenario):
+        check_broker(scenario)
+    edges, of = len(_edges(scenario)), "nodes" if _at_broker(scenario) else "edges"
     if edges > room():
         raise ConfigError(
-            f"{scenario.source}: key 'topology': {edges} edges, and docker makes a network for "
+            f"{scenario.source}: key 'topology': {edges} {of}, and docker makes a network for "
             f"each: {POOL} has room for {room()}; processes need none"
         )
+
+
+def _at_broker(scenario: Scenario) -> bool:
+    return scenario.settings.network.transport == "mqtt"
+
+
+def _edges(scenario: Scenario) -> tuple[tuple[str, str], ...]:
+    """Who shares a network with whom."""
+    return broker_edges(scenario.graph.nodes) if _at_broker(scenario) else scenario.graph.edges
 
 
 def _run(
@@ -127,10 +143,11 @@ def _run(
         start=start_of(scenario, STARTING_NODE_S),
         parts=prepared.parts,
         address=f"tcp://NAME:{PORT}",
+        broker=str(ADDRESS) if _at_broker(scenario) else None,
     )
-    berths = Berths(image, graph.edges)
+    berths = Berths(image, _edges(scenario))
     with _terminable(), contextlib.closing(berths):
-        containers = Containers(berths, founded, scenario.faults)
+        containers = Containers(berths, founded, scenario.faults, at_broker=_at_broker(scenario))
         containers.hold()
         fleet = Fleet(scenario, prepared, founded, containers, on_progress)
         fleet.run(timeout_s)

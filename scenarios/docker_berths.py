@@ -25,6 +25,7 @@ from msgspec import Struct
 
 from node.compose_parts import EDGE_PREFIX, edge_network
 from node.errors import ConfigError, GrapevineError
+from scenarios.docker_broker import BROKER, BROKER_IMAGE
 from scenarios.docker_command import command, docker, names, together
 from scenarios.nursery import Child
 
@@ -71,18 +72,31 @@ class Berths:
 
     def make(self, node: str, volume: str | None = None) -> Berth:
         """A new container, in no network yet. volume: of an earlier life; else a new one."""
+        berth = self._berth(node, volume)
+        self._create(berth, self.image, "python", "-m", CHILD, f"{HOME}/{berth.go}")
+        return berth
+
+    def make_broker(self, settings: bytes) -> Berth:
+        """The container in which mosquitto will run, with its settings."""
+        berth = self._berth(BROKER, None)
+        self._create(berth, BROKER_IMAGE, "mosquitto", "-c", f"{HOME}/mosquitto.conf")
+        self.put(berth, {"mosquitto.conf": settings})
+        return berth
+
+    def _berth(self, node: str, volume: str | None) -> Berth:
         name = f"{self.run}-{node}.{next(self._serial)}"
         if volume is None:
             docker("volume", "create", "--label", self._label, name)
-        berth = Berth(node, name, volume or name, f"go-{name.rpartition('.')[2]}")
-        words = ["create", "--name", name, "--label", self._label, "--hostname", node]
+        return Berth(node, name, volume or name, f"go-{name.rpartition('.')[2]}")
+
+    def _create(self, berth: Berth, image: str, *command: str) -> None:
+        words = ["create", "--name", berth.container, "--label", self._label]
+        words += ["--hostname", berth.node, "--user", f"{USER}:{USER}"]
         words += ["--read-only", "--tmpfs", "/tmp", "--init", "--cap-drop", "ALL"]  # noqa: S108
         words += ["--security-opt", "no-new-privileges", "--no-healthcheck"]
-        words += ["--volume", f"{berth.volume}:{HOME}", "--entrypoint", "python"]
-        words += ["--network", "none", self.image]
-        docker(*words, "-m", CHILD, f"{HOME}/{berth.go}")
-        docker("network", "disconnect", "none", name)
-        return berth
+        words += ["--volume", f"{berth.volume}:{HOME}", "--entrypoint", command[0]]
+        docker(*words, "--network", "none", image, *command[1:])
+        docker("network", "disconnect", "none", berth.container)
 
     def join(self, berth: Berth) -> None:
         """Put it into the networks of its node's edges, but those that are cut; any earlier berth

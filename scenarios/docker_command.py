@@ -63,13 +63,15 @@ def check_engine(image: str) -> None:
         docker("info", "--format", "{{.ServerVersion}}")
     except GrapevineError as error:
         raise ConfigError(f"--on docker: no engine answers ({error}); start it first") from None
+    check_image(image, f"make it in a checkout: docker build --target scenario -t {image} .")
+
+
+def check_image(image: str, remedy: str) -> None:
+    """Raises ConfigError where the engine does not have it."""
     try:
         docker("image", "inspect", "--format", "{{.Id}}", image)
     except GrapevineError:
-        raise ConfigError(
-            f"--on docker: there is no image '{image}'; make it in a checkout: "
-            f"docker build --target scenario -t {image} ."
-        ) from None
+        raise ConfigError(f"--on docker: there is no image '{image}'; {remedy}") from None
 
 
 def together(work: Callable[[T], object], items: Iterable[T]) -> None:

@@ -19,9 +19,11 @@ from msgspec import structs
 
 from node.compose_parts import PORT
 from node.errors import ConfigError, GrapevineError
-from node.types.settings import NodeSettings
+from node.types.settings import MqttSettings, NodeSettings
 from scenarios.disks import restore
 from scenarios.docker_berths import HOME, Berth, Berths
+from scenarios.docker_broker import ADDRESS, cut_off, mosquitto_conf
+from scenarios.docker_broker import edges as broker_edges
 from scenarios.docker_child import fingerprint
 from scenarios.docker_command import together
 from scenarios.faults import Fault, Partition, Restart, When
@@ -44,8 +46,10 @@ class Containers:
     process of the other engine does: what a round waits for is the node, not PyTorch.
     """
 
-    def __init__(self, berths: Berths, founded: Founded, faults: Sequence[Fault]) -> None:
-        self._berths, self._founded = berths, founded
+    def __init__(
+        self, berths: Berths, founded: Founded, faults: Sequence[Fault], *, at_broker: bool
+    ) -> None:
+        self._berths, self._founded, self._at_broker = berths, founded, at_broker
         # by node: its berths that wait, what the restarts to come make of its disk, its volume
         self._held: dict[str, list[tuple[Berth, Child]]] = {name: [] for name in founded.seats}
         self._ahead = {name: _disks(faults, name) for name in founded.seats}
@@ -61,6 +65,7 @@ class Containers:
         """
         self._berths.open()
         seats = self._founded.seats
+        broker = self._serve() if self._at_broker else None
         together(self._settle, seats.values())
         for seat in seats.values():
             self._begin_waiting(self._berths.at(seat.name), seat)
@@ -68,6 +73,8 @@ class Containers:
         for name, held in self._held.items():
             for berth, child in held:
                 self._await(seats[name], berth, child)
+        if broker is not None and broker.code is not None:
+            raise GrapevineError(f"docker: the broker ended at once: {_last_words(self._log)}")
 
     def fetch(self) -> None:
         """Copy back what all nodes have written; one after another, for payloads are shared."""
@@ -116,8 +123,11 @@ class Containers:
         """
         if change.sides and not change.one_way:
             cut = Partition(at=When(seconds=change.at), sides=change.sides)
-            edges = self._founded.consortium.graph.edges
-            self._berths.cut([edge for edge in edges if cut.cuts(*edge)])
+            graph = self._founded.consortium.graph
+            if self._at_broker:
+                self._berths.cut(broker_edges(cut_off(cut, graph)))
+            else:
+                self._berths.cut([edge for edge in graph.edges if cut.cuts(*edge)])
             return
         if change.sides is not None:
             self._berths.mend()
@@ -137,6 +147,16 @@ class Containers:
         self._volume[seat.name] = fresh.volume
 
     # ── berths ──────────────────────────────────────────────────────────────────────────────
+
+    def _serve(self) -> Child:
+        """The run's broker, in a network with each node."""
+        berth = self._berths.make_broker(mosquitto_conf(len(self._founded.seats)))
+        self._berths.join(berth)
+        return self._berths.start(berth, self._log)
+
+    @property
+    def _log(self) -> Path:
+        return self._founded.directory / "broker.log"
 
     def _settle(self, seat: Seat) -> None:
         """The node's first berth, with its files, in its networks."""
@@ -170,8 +190,7 @@ class Containers:
         until = time.monotonic() + READY_S
         while not self._is_held(seat, berth):
             if child.code is not None:
-                said = seat.log.read_text(errors="replace").strip().splitlines()[-3:]
-                raise GrapevineError(f"docker: {seat.name} ended at once: {' / '.join(said)}")
+                raise GrapevineError(f"docker: {seat.name} ended at once: {_last_words(seat.log)}")
             if time.monotonic() > until:
                 raise GrapevineError(f"docker: a container took over {READY_S:g} s to start")
             self._berths.poll(LOOK_S)
@@ -184,7 +203,8 @@ class Containers:
         settings = NodeSettings(
             state=seat.state.name,
             consortium=f"../{sealed.name}",
-            listen=f"0.0.0.0:{PORT}",
+            listen=None if self._at_broker else f"0.0.0.0:{PORT}",
+            mqtt=MqttSettings(broker=str(ADDRESS)) if self._at_broker else None,
             data={"part": seat.part.name},
         )
         files: dict[str, bytes | Path] = {sealed.name: sealed}
@@ -228,6 +248,10 @@ class Containers:
                 "--on docker: the engine runs on another machine, or in a virtual one: its clock "
                 "is not this one's, and what nodes did could not be put in order; run there"
             )
+
+
+def _last_words(log: Path) -> str:
+    return " / ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
 
 
 def _disks(faults: Sequence[Fault], name: str) -> list[str]:

@@ -196,11 +196,6 @@ def _run(
 
 def refuse(scenario: Scenario, *, engine: str = "processes") -> None:
     """A fault that this engine, or one built on it, cannot inject is refused, never skipped."""
-    if scenario.settings.network.transport != "tcp" and engine != "processes":
-        raise ConfigError(
-            f"{scenario.source}: key 'network.transport': {engine} runs over tcp, not over "
-            f"{scenario.settings.network.transport}; simulation and processes can"
-        )
     for fault in scenario.faults:
         where = f"{scenario.source}: event {fault.label}"
         if what := _beyond(fault):

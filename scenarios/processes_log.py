@@ -92,7 +92,7 @@ class NodeLog:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             event = self._event(line)
-            if event is None:
+            if event is None or not self.lives:  # a run that ends while it starts its nodes
                 continue
             self.life.events.append(event)
             match event["event"]:

@@ -20,9 +20,11 @@ from sims import failed
 from node.errors import ConfigError, GrapevineError
 from scenarios import docker, engines
 from scenarios.docker_berths import LABEL, Berth, Berths
+from scenarios.docker_broker import cut_off, mosquitto_conf
 from scenarios.docker_child import fingerprint
 from scenarios.docker_command import check_engine
 from scenarios.docker_command import docker as command
+from scenarios.faults import Partition, When
 from scenarios.nursery import Nursery
 from scenarios.parity import differences
 from scenarios.processes import run_processes
@@ -134,6 +136,81 @@ def test_who_was_paused_cut_off_or_killed_was_missing(every_fault: Run) -> None:
     assert {"n0", "n2", "n3"} <= missed["n1"]
     alone = [row for row in every_fault.rows if row.node == "n0" and not row.mixed]
     assert alone, "n0 was never cut off"
+
+
+# ── at a broker ─────────────────────────────────────────────────────────────────────────────────
+
+AT_BROKER = """
+name = "at-broker"
+seed = 5
+topology = { kind = "complete", nodes = 4 }
+task = { name = "quadratic", dimension = 8 }
+learning = { rounds = 60, local_steps = 2, final_mixing = 12, deadline_max_s = 2.0, linger_s = 1.0 }
+compute = { step_ms = 100 }
+network = { transport = "mqtt", latency_ms = 5 }
+event = [
+  { at = "round 8", partition = [["n0"], ["n1", "n2", "n3"]] },
+  { at = "round 12", heal = true },
+  { at = "round 20", crash = "n2" },
+  { at = "round 26", restart = "n2" },
+  { at = "round 30", partition = [["n0"], ["n1"], ["n2"], ["n3"]] },
+  { at = "round 36", heal = true },
+]
+expect = { finished_min = 4, consensus_distance_max = 0.1 }
+"""
+
+
+@real
+def test_nodes_meet_at_a_broker_and_lose_it(scenario_image: str, tmp_path: Path) -> None:
+    scenario = parse_scenario(AT_BROKER, source="at-broker.toml")
+    told: list[dict[str, Any]] = []
+    here = docker.run_docker(
+        scenario,
+        image=scenario_image,
+        directory=tmp_path / "run",
+        on_progress=told.append,
+        baselines=False,
+    )
+    assert here.ok, failed(here)
+    assert not differences(simulate(scenario), here)
+    linked = [event for event in told if event["event"] == "linked"]
+    assert {event["via"] for event in linked} == {"mqtt"}
+    assert {event["node"] for event in linked} == set(scenario.graph.nodes)
+    # the one that was cut off was alone, and then, in the second cut, everybody
+    alone = {row.node for row in here.rows if not row.mixed and row.round < 20}
+    assert alone == {"n0"}
+    assert {row.node for row in here.rows if not row.mixed} == set(scenario.graph.nodes)
+    assert "New client connected" in (tmp_path / "run" / "broker.log").read_text()
+
+
+def test_whom_a_partition_leaves_no_neighbour_is_cut_off() -> None:
+    graph = parse_scenario(AT_BROKER, source="at-broker.toml").graph
+    at = When(seconds=0.0)
+    for sides, alone in (
+        ((("n0",), ("n1", "n2", "n3")), ("n0",)),
+        ((("n0",), ("n1",), ("n2", "n3")), ("n0", "n1")),
+        ((("n0",), ("n1",), ("n2",), ("n3",)), ("n0", "n1", "n2", "n3")),
+    ):
+        assert cut_off(Partition(at=at, sides=sides), graph) == alone
+
+
+def test_what_one_broker_cannot_do_is_refused() -> None:
+    halves = AT_BROKER.replace('[["n0"], ["n1", "n2", "n3"]]', '[["n0", "n1"], ["n2", "n3"]]')
+    with pytest.raises(ConfigError, match="'n0' and 'n2' would be apart and each with neighbours"):
+        docker.refuse(parse_scenario(halves, source="at-broker.toml"))
+    named = 'names = ["broker", "n1", "n2", "n3"]'
+    text = AT_BROKER.replace("nodes = 4", "nodes = 4, " + named).replace('"n0"', '"broker"')
+    with pytest.raises(ConfigError, match="a node is called 'broker', as the broker is"):
+        docker.refuse(parse_scenario(text, source="at-broker.toml"))
+
+
+def test_its_broker_has_the_deployed_limits_and_asks_nobody_for_a_password() -> None:
+    said = mosquitto_conf(4).decode()
+    lines = [line for line in said.splitlines() if line and not line.startswith("#")]
+    assert "listener 1883" in lines
+    assert "allow_anonymous true" in lines
+    assert "max_packet_size 540672" in lines
+    assert "/mosquitto/config" not in "".join(lines)
 
 
 # ── networks ────────────────────────────────────────────────────────────────────────────────────

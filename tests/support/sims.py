@@ -36,5 +36,6 @@ def quadratic(
 
 
 def failed(run: Any) -> list[Any]:
-    """The checks of a run that did not hold."""
-    return [check for check in run.checks if not check.ok]
+    """The checks of a run that did not hold, and then how its nodes ended."""
+    checks: list[Any] = [check for check in run.checks if not check.ok]
+    return checks and [*checks, {node.name: node.ended for node in run.nodes}]
