@@ -123,8 +123,10 @@ def test_attacks_vary_and_none_is_what_they_are_compared_with(tmp_path: Path) ->
 def test_a_sweep_that_an_engine_cannot_run_is_refused_before_anything_starts(
     tmp_path: Path,
 ) -> None:
-    sweep = load_sweep(written(tmp_path, base=BASE + '[network]\ntransport = "mqtt"\n'))
-    with pytest.raises(ConfigError, match="processes run over tcp, not over mqtt"):
+    event = '[[event]]\nat = "round 3"\nslow = { nodes = "n1", factor = 2 }\n'
+    slow = "[compute]\nstep_ms = 0\n" + event
+    sweep = load_sweep(written(tmp_path, base=BASE + slow))
+    with pytest.raises(ConfigError, match="on processes a slow node pads its steps"):
         run_sweep(sweep, tmp_path / "results", on="processes")
     assert not (tmp_path / "results").exists()
 
