@@ -41,6 +41,10 @@ class Login(NamedTuple):
     version: Literal["auto", "5", "3.1.1"] = "auto"
     packet_bytes_max: int | None = None
 
+    @property
+    def websockets(self) -> bool:
+        return self.address.scheme == "wss"
+
 
 def login(settings: MqttSettings, *, base: Path, source: str = "[mqtt]") -> Login:
     """Read what [mqtt] names. ``base``: what its paths are relative to. Raises ConfigError."""

@@ -1,96 +1,43 @@
 """The connection to one broker, made again with backoff and jitter for as long as the node runs.
 
-aiomqtt speaks MQTT; what it has not is here: reconnecting, subscriptions that outlive a connection,
-bounded queues in both directions, and finding out how large a packet the broker takes.
+aiomqtt speaks MQTT (mqtt_client.py has one connection); what it has not is here: reconnecting,
+subscriptions that outlive a connection, and bounded queues in both directions.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
-import re
 import secrets
-import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import aiomqtt
-import paho.mqtt.client as paho
-import socks
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
+from node.transport.mqtt_client import (
+    ANSWER_S,
+    KEEPALIVE_S,
+    Client,
+    knows_no_five,
+    make_client,
+    reason,
+    turns_away,
+)
 from node.transport.mqtt_login import Login
-from node.types.messages import CHUNK_BYTES, KiB
-
-_log = logging.getLogger("grapevine.mqtt")
-_QUIET: Final = logging.getLogger("grapevine.mqtt.client")
-_QUIET.setLevel(logging.CRITICAL)  # what the library has to say, this module says in one line
+from node.transport.mqtt_sizes import Sizes
 
 BACKOFF_FIRST_S: Final = 0.2
 BACKOFF_AWAY_S: Final = 1.0  # a broker that is back is found soon: rounds go on meanwhile
 BACKOFF_AWAY_TRIES: Final = 120  # a minute and a half and more; then as for one that turns us away
 BACKOFF_MAX_S: Final = 4.0
 STEADY_S: Final = 5.0  # a connection that held this long was a good one: the backoff starts anew
-ANSWER_S: Final = 5.0  # for CONNACK, SUBACK and the like
-FIVE_S: Final = 2.0  # for a first CONNACK in MQTT 5: some that know only 3.1.1 never answer
 PUBACK_S: Final = 2.0  # then the message is taken for lost; pipes send it again
-KEEPALIVE_S: Final = 20
-SESSION_EXPIRY_S: Final = 60  # MQTT 5: the broker keeps subscriptions over a short absence
 LANES: Final = 8  # messages of QoS 1 that wait for their PUBACK at once
 POSTS_MAX: Final = 1024  # of QoS 1 and waiting to be published; pipes bound their bytes
-INCOMING_MAX: Final = 256
-OVERHEAD_BYTES: Final = 256  # topic, fixed and variable header, our own header and tags
-SIZES: Final = (CHUNK_BYTES + KiB, 128 * KiB, 32 * KiB, 8 * KiB, 2 * KiB)
-# mosquitto 2.0 takes 4 KiB of a websocket in each turn of its loop, and turns ten times a second:
-# 60 kB/s in packets of 128 KiB, 10 MB/s in packets that one turn takes
-PIECEMEAL_BYTES: Final = 4 * KiB
-PIECEMEAL_S: Final = 0.5  # that the largest packet takes there and back, or the broker is one such
-UNPROBED_BYTES: Final = 32 * KiB  # taken where the broker does not let us find out
-
-# OpenSSL's words, which is all that aiomqtt passes on
-_UNVERIFIED: Final = re.compile(r"certificate verify failed: (?P<why>.*?)\.?(?: \(_ssl.*)?$")
 
 Receive = Callable[[bytes, bool], None]  # payload, retained
-
-
-class _Client(aiomqtt.Client):
-    """aiomqtt's client, with the broker's word on limits, and its silence noticed at once."""
-
-    properties: Properties | None = None
-
-    def _on_connect(self, *args: Any) -> None:
-        self.properties = args[4] if len(args) > 4 else None
-        super()._on_connect(*args)
-
-    def _on_disconnect(self, *args: Any) -> None:
-        if not self._connected.done():
-            self._connected.set_exception(aiomqtt.MqttError("it closed before it answered"))
-            return
-        super()._on_disconnect(*args)
-
-    def _on_socket_register_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:
-        """As aiomqtt's, but for a socket that was closed meanwhile: its number may be another's."""
-
-        def write() -> None:
-            try:
-                client.loop_write()
-            except Exception as error:
-                if not self._disconnected.done():
-                    self._disconnected.set_exception(error)
-
-        def register() -> None:
-            if client.socket() is sock and sock is not None and sock.fileno() >= 0:
-                self._loop.add_writer(sock.fileno(), write)
-
-        self._loop.call_soon_threadsafe(register)
-
-    def abandon(self) -> None:
-        """Close a connection that never came to stand."""
-        self._client._sock_close()
 
 
 class Session:
@@ -101,9 +48,9 @@ class Session:
     ) -> None:
         self._login = login
         self._will = will  # topics: of the last will, and of our own for trying sizes
-        self.probe_topic = probe
+        self._sizes = Sizes(login, probe)
         self._changed = changed
-        self._client: _Client | None = None
+        self._client: Client | None = None
         self._topics: dict[str, tuple[int, Receive]] = {}
         self._posts: deque[tuple[str, bytes, bool]] = deque()
         self._bulk: deque[tuple[str, bytes, Callable[[], None] | None]] = deque()
@@ -114,15 +61,7 @@ class Session:
         self._connecting = False
         self._client_id = login.client_id or "gv" + secrets.token_hex(10)
         self._first = True  # no connection yet: an older session of this name is not ours
-        self._version = aiomqtt.ProtocolVersion.V5
-        if login.version == "3.1.1":
-            self._version = aiomqtt.ProtocolVersion.V311
-        self._sizes = [s for s in SIZES if s <= (login.packet_bytes_max or SIZES[0])]
-        if login.packet_bytes_max is not None:
-            self._sizes.insert(0, login.packet_bytes_max)
-        elif self.websockets:
-            self._sizes.pop(0)  # masking is done byte by byte: half a MiB would block the loop
-        self._probed = False
+        self._five = login.version != "3.1.1"
         self.up = False
         self.since = 0.0  # loop's time; when the connection came to stand
         self.failures = 0  # in a row: connections that did not stand, or not for long
@@ -135,11 +74,7 @@ class Session:
     @property
     def packet_bytes(self) -> int:
         """The largest payload that the broker is known to take."""
-        return self._sizes[0] - OVERHEAD_BYTES
-
-    @property
-    def websockets(self) -> bool:
-        return self._login.address.scheme == "wss"
+        return self._sizes.payload_bytes
 
     # ── for the transport ───────────────────────────────────────────────────────────────────
 
@@ -212,7 +147,7 @@ class Session:
             try:
                 why = await self._connection()
             except* (aiomqtt.MqttError, OSError, ssl.SSLError, ValueError) as group:
-                why, away = _reason(group), not _turns_away(group)
+                why, away = reason(group), not turns_away(group)
             if self.up:
                 steady = loop.time() - began >= STEADY_S
                 if not steady and self._login.client_id is not None:
@@ -235,7 +170,13 @@ class Session:
 
     async def _connection(self) -> str:
         """Connect, serve until it ends. Raises what ended it."""
-        client = self._make_client()
+        client = make_client(
+            self._login,
+            client_id=self._client_id,
+            five=self._five,
+            first=self._first,
+            will=self._will,
+        )
         self._connecting = True
         try:
             await client.__aenter__()
@@ -256,14 +197,13 @@ class Session:
             finally:
                 client.abandon()  # nothing where it is closed already
 
-    async def _serve(self, client: _Client) -> None:
-        self._stated(client)
+    async def _serve(self, client: Client) -> None:
+        self._sizes.stated(client.packet_bytes_max)
         async with asyncio.TaskGroup() as group:
-            probe = _Probe(self, client)
-            reading = group.create_task(self._read(client, probe))
+            reading = group.create_task(self._read(client))
             if self._topics:
                 await client.subscribe([(t, qos) for t, (qos, _) in self._topics.items()])
-            await probe.run()
+            await self._sizes.find_out(client)
             self._client, self.up, self._first = client, True, False
             self.since = asyncio.get_running_loop().time()
             for _ in range(LANES):
@@ -272,68 +212,20 @@ class Session:
             self._changed(True, "")
             await reading
 
-    def _make_client(self) -> _Client:
-        login, five = self._login, self._version is aiomqtt.ProtocolVersion.V5
-        properties = None
-        if five:
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = SESSION_EXPIRY_S
-        proxy = None
-        if login.proxy is not None:
-            proxy = aiomqtt.ProxySettings(
-                proxy_type=socks.HTTP,
-                proxy_addr=login.proxy.host,
-                proxy_port=login.proxy.port,
-                proxy_username=login.proxy.user,
-                proxy_password=login.proxy.password,
-            )
-        return _Client(
-            login.address.host,
-            login.address.port,
-            username=login.user,
-            password=login.password,
-            logger=_QUIET,
-            identifier=self._client_id,
-            protocol=self._version,
-            will=aiomqtt.Will(self._will, b"", 0, False),
-            clean_session=None if five else True,
-            clean_start=self._first if five else paho.MQTT_CLEAN_START_FIRST_ONLY,
-            transport="websockets" if self.websockets else "tcp",
-            websocket_path=login.address.path if self.websockets else None,
-            timeout=FIVE_S if five and self._first else ANSWER_S,
-            keepalive=KEEPALIVE_S,
-            max_queued_incoming_messages=INCOMING_MAX,
-            max_inflight_messages=4 * LANES,
-            properties=properties,
-            tls_context=login.tls,
-            proxy=proxy,
-            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
-        )
-
     def _fall_back(self, error: BaseException) -> None:
-        """A broker that knows no MQTT 5 says so, or hangs up: try 3.1.1 in turns with 5."""
-        if self._login.version != "auto" or not self._first:
-            return
-        five = self._version is aiomqtt.ProtocolVersion.V5
-        silent = isinstance(error, aiomqtt.MqttError) and _code(error) is None
-        if silent or _code(error) in (1, 132):
-            self._version = aiomqtt.ProtocolVersion.V311 if five else aiomqtt.ProtocolVersion.V5
+        """Try 3.1.1 in turns with 5, until the broker has answered once."""
+        if self._login.version == "auto" and self._first and knows_no_five(error):
+            self._five = not self._five
 
-    def _stated(self, client: _Client) -> None:
-        """What MQTT 5 lets a broker say of itself."""
-        most = getattr(client.properties, "MaximumPacketSize", None)
-        if isinstance(most, int) and self._sizes[0] > most:
-            self._sizes = [max(most, KiB), *(size for size in self._sizes if size < most)]
-
-    async def _read(self, client: _Client, probe: _Probe) -> None:
+    async def _read(self, client: Client) -> None:
         async for message in client.messages:
             topic, payload = message.topic.value, message.payload
-            if topic == probe.topic:
-                probe.heard(payload)
-            elif (known := self._topics.get(topic)) is not None:
+            if self._sizes.heard(topic, payload):
+                continue
+            if (known := self._topics.get(topic)) is not None:
                 known[1](bytes(payload), bool(message.retain))
 
-    async def _posting(self, client: _Client) -> None:
+    async def _posting(self, client: Client) -> None:
         """One of the lanes; publishes are handed over in their order, PUBACKs come in any."""
         while _wanted():
             while not self._posts:
@@ -350,7 +242,7 @@ class Session:
                 if "timed out" not in str(error):
                     raise
 
-    async def _bulking(self, client: _Client) -> None:
+    async def _bulking(self, client: Client) -> None:
         while _wanted():
             while not self._bulk:
                 self._bulked.clear()
@@ -375,61 +267,6 @@ class Session:
         self._changed(False, why)
 
 
-class _Probe:
-    """Finds out, once, how large a packet comes back: MQTT 3.1.1 has no word for it.
-
-    A large message and a small one behind it go to a topic of our own. If the small one comes
-    alone, or the broker hangs up, the large one was too large.
-    """
-
-    def __init__(self, session: Session, client: _Client) -> None:
-        self._session, self._client = session, client
-        self.topic = session.probe_topic
-        self._nonce = secrets.token_bytes(16)
-        self._came: list[int] = []
-        self._changed = asyncio.Event()
-
-    def heard(self, payload: bytes | bytearray) -> None:
-        if payload[:16] == self._nonce:
-            self._came.append(len(payload))
-            self._changed.set()
-
-    async def run(self) -> None:
-        session = self._session
-        if session._probed:
-            return
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                await self._client.subscribe(self.topic, 0)
-                began = loop.time()
-                while not await self._fits(session._sizes[0] - OVERHEAD_BYTES):
-                    if len(session._sizes) == 1:
-                        break
-                    del session._sizes[0]
-                    began = loop.time()
-            if session.websockets and loop.time() - began > PIECEMEAL_S:
-                session._sizes = [min(session._sizes[0], PIECEMEAL_BYTES)]
-        except TimeoutError:  # not allowed, or very slow: take what most brokers bear
-            most = PIECEMEAL_BYTES if session.websockets else UNPROBED_BYTES
-            session._sizes = [min(session._sizes[0], most)]
-        except aiomqtt.MqttError:
-            if len(session._sizes) > 1:
-                del session._sizes[0]
-            raise
-        session._probed = True
-        await self._client.unsubscribe(self.topic)
-
-    async def _fits(self, size: int) -> bool:
-        self._came.clear()
-        await self._client.publish(self.topic, self._nonce + bytes(size - 16), 0)
-        await self._client.publish(self.topic, self._nonce, 0)
-        while 16 not in self._came:
-            self._changed.clear()
-            await self._changed.wait()
-        return size in self._came
-
-
 def backoff_s(failures: int, *, away: bool, jitter: float) -> float:
     """Seconds until the next try, after so many failures in a row; ``jitter``: 0 to 1.
 
@@ -451,43 +288,3 @@ def _no_silent_end(runner: asyncio.Task[None]) -> None:
         asyncio.get_running_loop().call_exception_handler(
             {"message": "the broker's session ended by a bug", "exception": error}
         )
-
-
-def _code(error: BaseException) -> int | None:
-    """The reason code of CONNACK, where there is one."""
-    rc = getattr(error, "rc", None)
-    return getattr(rc, "value", rc)
-
-
-def _first(group: BaseException) -> BaseException:
-    """The first cause of several."""
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    return group
-
-
-def _turns_away(group: BaseException) -> bool:
-    """Whether somebody answers there, and will not have us, or is not who we want."""
-    error = _first(group)
-    return _code(error) is not None or _UNVERIFIED.search(str(error)) is not None
-
-
-def _reason(group: BaseExceptionGroup[Exception]) -> str:
-    """Why a connection ended, in a few words."""
-    error = _first(group)
-    if unverified := _UNVERIFIED.search(str(error)):
-        return f"its certificate is not taken: {unverified['why']}"
-    code = _code(error)
-    if code in (4, 5, 134, 135):
-        return "it refuses our user, password or certificate"
-    if code in (2, 133):
-        return "it refuses our client id"
-    if code == 142:
-        return "another client took over our client id"
-    if code == 128:
-        return "it closed the connection"
-    cause = error.__cause__
-    text = str(
-        getattr(cause, "strerror", None) or cause or getattr(error, "strerror", None) or error
-    )
-    return " ".join(text.split()) or type(error).__name__

@@ -16,9 +16,10 @@ from links_bench import Bench, play
 from payloads import Fetcher, Payload, Server
 
 from node.errors import ConfigError
-from node.transport import mqtt_session
+from node.transport import mqtt_session, mqtt_sizes
 from node.transport.mqtt_login import PASSWORD_VARIABLE, PROXY_VARIABLE, login
-from node.transport.mqtt_session import BACKOFF_AWAY_TRIES, OVERHEAD_BYTES, Session, backoff_s
+from node.transport.mqtt_session import BACKOFF_AWAY_TRIES, Session, backoff_s
+from node.transport.mqtt_sizes import OVERHEAD_BYTES
 from node.types.messages import MiB
 from node.types.settings import MqttSettings
 from scenarios.founding import free_ports
@@ -299,7 +300,7 @@ async def an_http_proxy(port: int, *, user: str | None = None):
 )
 def test_websockets_over_tls_through_a_proxy(tmp_path, monkeypatch, broker, version, piecemeal):
     broker_certificates.make(tmp_path)
-    monkeypatch.setattr(mqtt_session, "PIECEMEAL_S", 0.0 if piecemeal else 60.0)
+    monkeypatch.setattr(mqtt_sizes, "PIECEMEAL_S", 0.0 if piecemeal else 60.0)
     port = free_ports(1)[0]
     monkeypatch.setenv(PROXY_VARIABLE, "right")
 
