@@ -7,12 +7,13 @@ from pathlib import Path
 
 import brokers
 import pytest
-from links_bench import Bench, play
+from links_bench import IDS, Bench, play
 from payloads import Fetcher, Payload, Server
 
 from node.protocol.frames import chunk_prefix
-from node.transport import mqtt_sending
-from node.transport.mqtt_sending import QUEUE_BYTES
+from node.transport import mqtt_receiving, mqtt_sending
+from node.transport.mqtt_bulk import Cipher
+from node.transport.mqtt_sending import QUEUE_BYTES, Sending
 from node.types.messages import CHUNK_BYTES, CREDIT_LINK_BYTES, MiB
 
 
@@ -153,6 +154,94 @@ def test_who_reads_its_socket_no_more_makes_neither_broker_nor_publisher_grow(tm
 
     with broker.up():
         play("mosquitto", scene)
+
+
+@pytest.mark.parametrize(("chunks", "node"), [(32, 64), (32, 4)], ids=["of one", "of all"])
+def test_a_publisher_that_does_not_pace_itself_fills_no_memory_here(monkeypatch, chunks, node):
+    """It publishes 48 MiB past what nobody asked for: 16 MiB of a payload are kept, 64 of all."""
+    monkeypatch.setattr(Sending, "_behind", lambda *_: set())
+    monkeypatch.setattr(mqtt_receiving, "EARLY_BYTES_MAX", node * MiB)
+
+    async def scene(bench: Bench):
+        payload = Payload(48 * MiB)
+        _, [quick, slow] = await star(bench, 2, payload)
+        quick.start()
+        await bench.heard[1].until(lambda: quick.complete)
+        quick.stop()
+        receiving = bench.transports[2].bulk.receiving
+        [incoming] = receiving._by_peer[IDS[0]].values()
+        await bench.until(lambda: incoming.expected >= payload.chunks)  # all of it went past
+        most = min(chunks * CHUNK_BYTES, node * MiB)
+        assert most - CHUNK_BYTES <= receiving.early_bytes <= most + 64 * 1024
+        slow.start()
+        await bench.heard[2].until(lambda: slow.complete)
+        slow.stop()
+        assert slow.data == payload.data
+
+    play("amqtt", scene)
+
+
+def test_the_last_message_of_a_payload_is_missed_though_nothing_follows_it(monkeypatch):
+    monkeypatch.setattr(mqtt_receiving, "QUIET_FIRST_S", 0.1)
+
+    async def scene(bench: Bench):
+        payload = Payload(2 * MiB)
+        centre, [leaf] = await star(bench, 1, payload)
+        leaf.patience_s = 1e6  # the core would ask again; here it is the transport's turn
+        publish, lost = centre.session.post_bulk, []
+
+        def lossy(topic, message, written):
+            if not lost and message[24:28] == (payload.chunks - 1).to_bytes(4, "big"):
+                lost.append(message)
+                written()
+                return True
+            return publish(topic, message, written)
+
+        centre.session.post_bulk = lossy
+        leaf.start()
+        await all_complete(bench, [leaf])
+        assert leaf.data == payload.data and len(lost) == 1 and leaf.asked_again == 0
+
+    play("amqtt", scene)
+
+
+def test_a_piece_that_was_changed_anywhere_or_is_replayed_counts_for_nothing():
+    cipher, other = Cipher(bytes(32)), Cipher(bytes([1]) * 32)
+    message = cipher.seal(7, 3, 1, 2, b"part of a chunk")
+    piece = cipher.check(message)
+    assert piece[:4] == (7, 3, 1, 2) and cipher.open(piece) == b"part of a chunk"
+    for at in range(len(message)):
+        changed = bytearray(message)
+        changed[at] ^= 1
+        assert cipher.check(bytes(changed)) is None, at
+    assert other.check(message) is None
+    assert cipher.check(message[:-1]) is None and cipher.check(b"") is None
+    # who knows the tag's key but moves a text to another place still has no text
+    assert cipher.open(piece._replace(chunk=4)) is None
+    assert cipher.open(piece._replace(part=0)) is None
+
+    async def scene(bench: Bench):
+        payload = Payload(3 * MiB)
+        centre, [leaf] = await star(bench, 1, payload)
+        publish, seen = centre.session.post_bulk, []
+
+        def watched(topic, message, written):
+            seen.append(message)
+            return publish(topic, message, written)
+
+        centre.session.post_bulk = watched
+        leaf.start()
+        await bench.heard[1].until(lambda: len(leaf.got) >= 2)
+        receiver = bench.transports[1]
+        [incoming] = receiver.bulk.receiving._by_peer[IDS[0]].values()
+        before, taken = receiver.stats.refused["replayed"], len(leaf.got)
+        receiver.bulk.receiving._take(incoming, incoming.note.topic, seen[0])
+        assert receiver.stats.refused["replayed"] == before + 1
+        assert len(leaf.got) == taken
+        await all_complete(bench, [leaf])
+        assert leaf.data == payload.data and leaf.unasked == []
+
+    play("amqtt", scene)
 
 
 def test_an_ask_again_is_a_repair(kind, monkeypatch):

@@ -252,3 +252,16 @@ def test_strangers_at_the_rendezvous_are_bounded():
         assert a.links == {}
 
     behind(scene)
+
+
+def test_all_seats_together_are_bounded_too():
+    from node.transport.mqtt import Limits
+
+    async def scene(bench: Bench, proxy: Hostile):
+        a = await bench.member(0, limits=Limits(half_open=6, closing_s=0.1), **bench.options)
+        for n in range(100):
+            hello = bytes((1, 0)) + n.to_bytes(16, "big") + a._seats[IDS[1 + n % 2]]
+            a._hello(hello + bytes(17) + b"\x16\x03\x01", False)
+        assert len(a._half_open) == 6
+
+    behind(scene)
