@@ -242,10 +242,16 @@ class Connection:
         self._owner.stir()
 
     def _introduce(self) -> None:
-        """Say, inside TLS, where we receive and by which tag we know the other end."""
+        """Say, inside TLS, where we receive and by which tag we know the other end.
+
+        Nothing may go before that: the other end takes no frame from who has not said it. So the
+        link stands once we have said it and heard it, in whichever order.
+        """
         if self._channel.ready and self._subscribed and not self._noted and not self.closing:
             self._noted = True
             self.write(NOTE, bytes((_PIPE,)), self.topic + self.key)
+            if self._their_topic is not None:
+                self._authenticated(self._owner.identify(self._channel.peer_certificate))
 
     def _read(self) -> None:
         while not self.closing:
@@ -273,11 +279,14 @@ class Connection:
             return
         if len(note) != 1 + TOPIC_BYTES + KEY_BYTES or note[0] != _PIPE:
             raise MalformedFrame("a pipe's topic and key were expected")
+        if self._their_topic is not None:
+            raise MalformedFrame("a second topic for one pipe")
         topic = bytes(note[1 : 1 + TOPIC_BYTES])
         peer = self._owner.identify(self._channel.peer_certificate)
         self._their_key = bytes(note[1 + TOPIC_BYTES :])
         self._their_topic = self._owner.pipe_topic(peer, topic)
-        self._authenticated(peer)
+        if self._noted:
+            self._authenticated(peer)
 
     def _authenticated(self, peer: NodeId) -> None:
         if self._deadline is not None:

@@ -107,6 +107,34 @@ def test_a_broker_that_closes_after_every_message_is_borne_with_patience():
     behind(scene)
 
 
+@pytest.mark.parametrize("late", [0, 1], ids=["who dials", "who is dialled"])
+def test_who_reads_its_own_topic_late_sends_nothing_before_it_has_said_where(late):
+    """A busy node may see the other end's answer before the broker's word that it is subscribed."""
+
+    async def scene(bench: Bench, proxy: Hostile):
+        a, b = [await bench.member(n, **bench.options) for n in (0, 1)]
+        slow = (a, b)[late]
+        subscribe = slow.session.subscribe
+
+        async def subscribed_late(topic, qos, receive):
+            granted = await subscribe(topic, qos, receive)
+            [connection] = slow._connections.values()
+            await bench.until(lambda: connection._their_topic is not None or connection.ended)
+            return granted
+
+        slow.session.subscribe = subscribed_late
+        for n in (0, 1):  # as the core does: its Hello goes out at once
+            told = bench.heard[n].on_link
+            bench.heard[n].on_link = lambda link, told=told: (told(link), link.send(b"hello"))
+        a.dial(b.me)
+        for heard in (bench.heard[0], bench.heard[1]):
+            assert await heard.first("frame") == b"hello"
+            assert heard.of("down") == heard.of("failed") == []
+        assert a.stats.refused == b.stats.refused == {}
+
+    behind(scene)
+
+
 def test_links_outlive_a_broker_that_is_away_for_a_moment_and_no_byte_is_doubled():
     frames = [bytes([n]) * 3000 for n in range(1, 60)]
 
