@@ -44,7 +44,7 @@ class StartGate:
         linked = [peer.id for peer in self._links.linked()]
         if self._resumed:
             return expired or len(linked) == len(peers)
-        if not peers or self._may_join(len(linked) == len(peers)):
+        if not peers or (linked and self._may_join(len(linked) == len(peers))):
             return True
         return self._enough(linked, expired=expired)
 

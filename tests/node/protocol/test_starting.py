@@ -285,7 +285,21 @@ def test_who_ran_on_alone_is_joined_where_all_have_been_heard_of() -> None:
     assert lone.core.phase is Phase.STARTING, "3 has never been heard of"
     lone.link(1)
     lone.frame(1, Heads((lone.presence(3, 0),)))
+    for at in (40.0, 60.0, 80.0):  # the link stands, and the longest wait passes
+        lone.now = at
+        lone.frame(1, Ping())
+        lone.wake(at)
+    assert lone.core.phase is Phase.TRAINING
+
+
+def test_a_training_that_runs_is_not_joined_without_a_link() -> None:
+    """Heard of, and then cut off: who trained on its own would call it a round of the training."""
+    lone = starting(start_members=5)
+    lone.link(1)
+    lone.frame(1, Heads((lone.presence(1, 1), lone.presence(4, 1))))
+    lone.feed(ev.LinkDown(lone.ids[1], "cut"))
     lone.wake(40.0)
-    lone.frame(1, Ping())
-    lone.wake(70.0)
+    lone.wake(80.0)
+    assert lone.core.phase is Phase.STARTING
+    lone.link(1)
     assert lone.core.phase is Phase.TRAINING
