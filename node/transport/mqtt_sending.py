@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
@@ -26,10 +24,9 @@ from node.transport.mqtt_bulk import (
     LOST,
     OVERHEAD_BYTES,
     TOPIC_BYTES,
-    Cipher,
     key_note,
 )
-from node.transport.mqtt_pipe import KEY_BYTES
+from node.transport.mqtt_group import HOLD_S, LOG_MAX, Group, Member, Pending
 from node.types.messages import CHUNK_BYTES, MiB, Offer, Want
 
 if TYPE_CHECKING:
@@ -39,59 +36,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger("grapevine.mqtt")
 
 JOIN_S: Final = 1.0  # to subscribe, before others are served without one
-HOLD_S: Final = 1.0  # that one slow member may hold the others up
 SETTLE_S: Final = 0.3  # what was published so lately may still come: an ask again is no repair
 QUEUE_BYTES: Final = 2 * MiB  # on their way into the kernel: more would only wait there
 ROOTS_MAX: Final = 8  # payloads that are kept track of: the own one, and relayed ones
-LOG_MAX: Final = 16_384  # publications that can be asked for by sequence: 8 MiB in parts of 512 B
 REPAIRS_MAX: Final = 8  # asked of the shell at once: its bound on what a peer may want is 32
 _OFFER_HEAD: Final = b"\x94\x01"  # MessagePack: an array of four, kind 1
-
-
-@dataclass
-class _Member:
-    joined: bool = False
-    direct: bool = False  # it cannot subscribe: chunks go inside the link
-    allowance: int = 0  # chunks that may come to it unasked
-    asked: set[int] = field(default_factory=set)
-    marks: dict[int, int] = field(default_factory=dict)  # publications at its last ask, by chunk
-    early: int = 0  # published and not asked by it yet
-
-
-@dataclass
-class _Pending:
-    """A publication that waits; ``parts``: None for all."""
-
-    data: bytes
-    peers: set[NodeId]
-    parts: set[int] | None
-    repair: bool = False  # the transport's own doing: whoever asks again all the same is served
-
-
-class _Group:
-    """One topic and key, and the members that read there."""
-
-    def __init__(self, root: bytes, chunks: int, part_bytes: int, now: float) -> None:
-        self.root, self.chunks, self.part_bytes, self.made_at = root, chunks, part_bytes, now
-        self.topic = secrets.token_bytes(TOPIC_BYTES)
-        self.cipher = Cipher(secrets.token_bytes(KEY_BYTES))
-        self.members: dict[NodeId, _Member] = {}
-        self.counts: Counter[int] = Counter()  # publications, by chunk
-        self.digests: dict[int, bytes] = {}  # of what was encrypted under this key, by chunk
-        self.published_at: dict[int, float] = {}
-        self.sequence = 0
-        self.log: dict[int, tuple[int, int]] = {}  # sequence -> chunk, part
-        self.newest: dict[tuple[int, int], int] = {}
-        self.held: dict[int, _Pending] = {}  # in order
-        self.blocked_since: float | None = None
-        self.lost: dict[int, set[int]] = {}  # chunk -> parts to repair, asked of the shell
-        self.to_ask: deque[tuple[NodeId, int]] = deque()  # repairs not asked of the shell yet
 
 
 class Sending:
     def __init__(self, owner: MqttTransport) -> None:
         self._owner = owner
-        self._groups: dict[bytes, list[_Group]] = {}  # by root; the last one takes newcomers
+        self._groups: dict[bytes, list[Group]] = {}  # by root; the last one takes newcomers
         self._queued: Counter[NodeId] = Counter()  # bytes handed to the session, by who asked
         self._timer: asyncio.TimerHandle | None = None
         self._last_offer: tuple[object, bytes, int] | None = None
@@ -150,7 +105,7 @@ class Sending:
             else:
                 pending.parts |= parts
         else:
-            group.held[index] = _Pending(bytes(data), {link.peer}, parts, repair)
+            group.held[index] = Pending(bytes(data), {link.peer}, parts, repair)
         self._pump(group)
         self._ask_on(group)
 
@@ -204,7 +159,7 @@ class Sending:
                         del group.held[index]
                 self._pump(group)
 
-    def _joined(self, group: _Group, link: MqttLink, allowance: int, have: bytes) -> None:
+    def _joined(self, group: Group, link: MqttLink, allowance: int, have: bytes) -> None:
         """It reads from now on: of all before, it has what its bitmap says."""
         member = group.members[link.peer]
         member.joined, member.direct, member.allowance = True, False, allowance
@@ -219,7 +174,7 @@ class Sending:
                 member.early += 1
         self._ask_on(group)
 
-    def _give_direct(self, group: _Group, link: MqttLink) -> None:
+    def _give_direct(self, group: Group, link: MqttLink) -> None:
         for index, pending in list(group.held.items()):
             if link.peer in pending.peers:
                 prefix = bytes((1, 1)) + group.root + index.to_bytes(4, "big")
@@ -228,7 +183,7 @@ class Sending:
                 if not pending.peers:
                     del group.held[index]
 
-    def _lost(self, group: _Group, link: MqttLink, first: int, end: int) -> None:
+    def _lost(self, group: Group, link: MqttLink, first: int, end: int) -> None:
         """Publish what did not arrive again, once, whoever else misses it too."""
         for sequence in range(max(first, group.sequence - LOG_MAX), min(end, group.sequence)):
             place = group.log.get(sequence)
@@ -236,9 +191,9 @@ class Sending:
                 self._repair(group, link.peer, *place)
         self._ask_on(group)
 
-    def _repair(self, group: _Group, peer: NodeId, index: int, part: int | None) -> None:
+    def _repair(self, group: Group, peer: NodeId, index: int, part: int | None) -> None:
         pending = group.held.get(index)
-        parts = range(_parts(group)) if part is None else (part,)
+        parts = range(group.parts) if part is None else (part,)
         if pending is not None and (pending.parts is None or pending.parts.issuperset(parts)):
             pending.peers.add(peer)
             return
@@ -248,7 +203,7 @@ class Sending:
         group.lost[index] = set(parts)
         group.to_ask.append((peer, index))
 
-    def _ask_on(self, group: _Group) -> None:
+    def _ask_on(self, group: Group) -> None:
         """Have the shell look the bytes up again, as if the member had asked once more."""
         while group.to_ask and len(group.lost) - len(group.to_ask) < REPAIRS_MAX:
             peer, index = group.to_ask.popleft()
@@ -260,7 +215,7 @@ class Sending:
 
     # ── groups ──────────────────────────────────────────────────────────────────────────────
 
-    def _member(self, link: MqttLink, root: bytes, chunks: int) -> tuple[_Group, _Member]:
+    def _member(self, link: MqttLink, root: bytes, chunks: int) -> tuple[Group, Member]:
         """Where ``link``'s peer reads this payload; it gets the key where it has none yet."""
         groups = self._groups.get(root)
         if groups is None:
@@ -274,22 +229,22 @@ class Sending:
         if group.part_bytes > self._part_bytes():
             group = self._make(root, chunks)  # the broker takes less than it did: another key
             groups.append(group)
-        member = group.members[link.peer] = _Member()
+        member = group.members[link.peer] = Member()
         self._hand_key(group, link)
         return group, member
 
-    def _make(self, root: bytes, chunks: int) -> _Group:
+    def _make(self, root: bytes, chunks: int) -> Group:
         now = asyncio.get_running_loop().time()
-        return _Group(root, chunks, self._part_bytes(), now)
+        return Group(root, chunks, self._part_bytes(), now)
 
     def _part_bytes(self) -> int:
         return min(CHUNK_BYTES, self._owner.session.packet_bytes - OVERHEAD_BYTES)
 
-    def _hand_key(self, group: _Group, link: MqttLink) -> None:
+    def _hand_key(self, group: Group, link: MqttLink) -> None:
         cipher = group.cipher
         link.note(key_note(group.root, group.topic, cipher.key, group.part_bytes, group.chunks))
 
-    def _split(self, group: _Group, slow: set[NodeId]) -> None:
+    def _split(self, group: Group, slow: set[NodeId]) -> None:
         """The others go on on a fresh topic: nobody's line makes them wait, or the broker grow."""
         fresh = self._make(group.root, group.chunks)
         fresh.counts = Counter(group.counts)
@@ -302,7 +257,7 @@ class Sending:
         for index, pending in list(group.held.items()):
             others = pending.peers - slow
             if others:
-                fresh.held[index] = _Pending(pending.data, others, None)
+                fresh.held[index] = Pending(pending.data, others, None)
                 pending.peers &= slow
             if not pending.peers:
                 del group.held[index]
@@ -310,7 +265,7 @@ class Sending:
         self._groups[group.root].append(fresh)
         self._pump(fresh)
 
-    def _pump(self, group: _Group) -> None:
+    def _pump(self, group: Group) -> None:
         """Publish what may be published now."""
         now = asyncio.get_running_loop().time()
         session = self._owner.session
@@ -325,8 +280,8 @@ class Sending:
             ):
                 self._later(max(0.05, group.made_at + JOIN_S - now))
                 return
-            slow = self._behind(group, index)
-            if slow and self._held_long(group, now):
+            slow = group.behind(index)
+            if slow and group.held_long(now):
                 if len(slow) < len(group.members):
                     self._split(group, slow)
                     continue
@@ -337,19 +292,7 @@ class Sending:
             del group.held[index]
             self._publish(group, index, pending)
 
-    def _behind(self, group: _Group, index: int) -> set[NodeId]:
-        return {
-            peer
-            for peer, member in group.members.items()
-            if member.joined and member.early >= member.allowance and index not in member.asked
-        }
-
-    def _held_long(self, group: _Group, now: float) -> bool:
-        if group.blocked_since is None:
-            group.blocked_since = now
-        return now >= group.blocked_since + HOLD_S
-
-    def _publish(self, group: _Group, index: int, pending: _Pending) -> None:
+    def _publish(self, group: Group, index: int, pending: Pending) -> None:
         digest = blake3(pending.data).digest()
         if group.digests.setdefault(index, digest) != digest:
             _log.error("a chunk changed under its root: not published")  # a nonce is used once
@@ -373,21 +316,13 @@ class Sending:
             start = part * group.part_bytes
             plain = view[start : start + group.part_bytes]
             message = group.cipher.seal(group.sequence, index, part, parts, plain)
-            self._record(group, index, part)
+            group.record(index, part)
             self._queued[payer] += len(message)
             self.published_bytes += len(message)
             if not first_time:
                 self.repaired_bytes += len(message)
             self._owner.stats.sent[payer] += len(message)
             self._owner.session.post_bulk(topic, message, self._written(payer, len(message)))
-
-    def _record(self, group: _Group, index: int, part: int) -> None:
-        group.log[group.sequence] = (index, part)
-        group.newest[index, part] = group.sequence
-        old = group.log.pop(group.sequence - LOG_MAX, None)
-        if old is not None and group.newest[old] == group.sequence - LOG_MAX:
-            del group.newest[old]
-        group.sequence += 1
 
     def _written(self, peer: NodeId, size: int) -> Callable[[], None]:
         def written() -> None:
@@ -406,11 +341,6 @@ class Sending:
                 return
             self._timer.cancel()
         self._timer = loop.call_at(at, self.pump)
-
-
-def _parts(group: _Group) -> int:
-    """Of a whole chunk; the last one may have fewer."""
-    return -(-CHUNK_BYTES // group.part_bytes)
 
 
 def _identity(frame: bytes | memoryview) -> object:

@@ -13,7 +13,8 @@ from payloads import Fetcher, Payload, Server
 from node.protocol.frames import chunk_prefix
 from node.transport import mqtt_receiving, mqtt_sending
 from node.transport.mqtt_bulk import Cipher
-from node.transport.mqtt_sending import QUEUE_BYTES, Sending
+from node.transport.mqtt_group import Group
+from node.transport.mqtt_sending import QUEUE_BYTES
 from node.types.messages import CHUNK_BYTES, CREDIT_LINK_BYTES, MiB
 
 
@@ -159,7 +160,7 @@ def test_who_reads_its_socket_no_more_makes_neither_broker_nor_publisher_grow(tm
 @pytest.mark.parametrize(("chunks", "node"), [(32, 64), (32, 4)], ids=["of one", "of all"])
 def test_a_publisher_that_does_not_pace_itself_fills_no_memory_here(monkeypatch, chunks, node):
     """It publishes 48 MiB past what nobody asked for: 16 MiB of a payload are kept, 64 of all."""
-    monkeypatch.setattr(Sending, "_behind", lambda *_: set())
+    monkeypatch.setattr(Group, "behind", lambda *_: set())
     monkeypatch.setattr(mqtt_receiving, "EARLY_BYTES_MAX", node * MiB)
 
     async def scene(bench: Bench):
