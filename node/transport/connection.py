@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, cast
 
 from crypto.channel import Channel
 from crypto.identity import NodeId
-from node.errors import GrapevineError, OutOfBounds, RemoteProtocolError, TransportError
+from node.errors import OutOfBounds, RemoteProtocolError, TransportError
+from node.transport.attempt import Attempt
 from node.transport.framing import HEADER_BYTES, Deframer
 from node.transport.links import Link, Pace
 
@@ -45,30 +46,33 @@ class TcpLink(Link):
         self._connection.shut()
 
 
-class Connection(asyncio.BufferedProtocol):
-    """``expected``: the member that was dialled; None on an accepted connection."""
+class Connection(Attempt, asyncio.BufferedProtocol):
+    """One TCP connection, dialled or accepted."""
 
-    def __init__(self, owner: TcpTransport, channel: Channel, *, expected: NodeId | None) -> None:
+    _owner: TcpTransport
+    link: TcpLink | None
+
+    def __init__(self, owner: TcpTransport, channel: Channel, *, dialled: bool) -> None:
+        super().__init__(owner, channel, dialled=dialled)
         loop = asyncio.get_running_loop()
-        self._owner = owner
-        self._channel = channel
-        self._expected = expected
-        self.dialled = expected is not None
         self._transport: asyncio.Transport | None = None
         self._address = ""
         self._half_open = False  # and counted as such
         self.spoke = False  # anything came
-        self._link: TcpLink | None = None
         self._deframer = Deframer()
         self._shutting = False
-        self._sent = self._received = 0  # of the handshake
         self._writable: asyncio.Future[None] | None = None  # there while the kernel is full
         self._begun_at: float | None = None  # when the frame in hand began
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._pace = Pace(loop.time())
         self.lost: asyncio.Future[None] = loop.create_future()
-        # the dial's answer: a link stands, or an error says why not
-        self.outcome: asyncio.Future[None] = loop.create_future()
+
+    @property
+    def who(self) -> str:
+        return self._address
+
+    def _make_link(self, peer: NodeId) -> TcpLink:
+        return TcpLink(self._owner, self, peer)
 
     # ── asyncio's side ──────────────────────────────────────────────────────────────────────
 
@@ -99,11 +103,11 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self._channel.receive(self._owner.receive_buffer[:nbytes])
             self._flush()
-            fresh = self._link is None
+            fresh = self.link is None
             if fresh and self._channel.ready:
                 self._authenticated()
-            if self._link is not None:
-                self._read_frames(self._link, fresh=fresh)
+            if self.link is not None:
+                self._read_frames(self.link, fresh=fresh)
         except (RemoteProtocolError, TransportError) as error:
             self._fault(error)  # other errors are the handler's own: not the peer's doing
 
@@ -123,8 +127,8 @@ class Connection(asyncio.BufferedProtocol):
             timer.cancel()
         self._timers.clear()
         why = f"connection lost: {exc}" if exc else "the connection ended without a closing record"
-        if self._link is not None:
-            self._link.end(why)
+        if self.link is not None:
+            self.link.end(why)
         elif not self.dialled and not self._shutting and self._half_open:
             self._owner.refuse("gone", self._address, why)
         self._settle()
@@ -158,7 +162,6 @@ class Connection(asyncio.BufferedProtocol):
             await asyncio.shield(self._writable)
 
     def shut(self) -> None:
-        """Close in order: what was written goes out first, if the other end takes it in time."""
         if self._transport is None or self._shutting:
             return
         self._shutting = True
@@ -177,11 +180,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close at once, unless it became a link."""
-        if self._link is None and self._transport is not None:
+        if self.link is None and self._transport is not None:
             self._shutting = True
             self._transport.abort()
-        if not self.outcome.cancel() and not self.outcome.cancelled():
-            self.outcome.exception()  # asked for here, so that asyncio does not complain
+        self._unasked()
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────
 
@@ -189,20 +191,7 @@ class Connection(asyncio.BufferedProtocol):
         peer = self._owner.identify(self._channel.peer_certificate)
         self._cancel("handshake")
         self._settle()
-        if not self._owner.gate(peer):
-            self._owner.refuse("gate", self._address, "refused by the gate")
-            self._resolve(TransportError("refused"))
-            self.shut()
-            return
-        self._owner.stats.sent[peer] += self._sent
-        self._owner.stats.received[peer] += self._received
-        link = TcpLink(self._owner, self, peer)
-        self._link = link  # before it is told: the handler may send at once
-        admitted = self._owner.admit(link)
-        self._resolve(None)
-        if not admitted:
-            self._link = None
-            self.shut()
+        self._welcome(peer)
 
     def _read_frames(self, link: TcpLink, *, fresh: bool) -> None:
         """``fresh``: these bytes ended the handshake, so it is no wonder if no frame is in them."""
@@ -235,11 +224,11 @@ class Connection(asyncio.BufferedProtocol):
         return wait_s > 0
 
     def _read_on(self) -> None:
-        if self._shutting or self._link is None or self._transport is None:
+        if self._shutting or self.link is None or self._transport is None:
             return
         self._transport.resume_reading()
         try:
-            self._read_frames(self._link, fresh=True)
+            self._read_frames(self.link, fresh=True)
         except (RemoteProtocolError, TransportError) as error:
             self._fault(error)
 
@@ -270,28 +259,6 @@ class Connection(asyncio.BufferedProtocol):
         error.reason = "slow"
         self._fault(error)
 
-    def _fault(self, error: GrapevineError) -> None:
-        """The other end's doing: count it, tell it by TLS where that is possible, and close."""
-        reason = error.reason if isinstance(error, RemoteProtocolError) else "transport"
-        if self._link is not None:
-            if isinstance(error, RemoteProtocolError):
-                self._owner.stats.violations[reason] += 1
-            self._link.close(str(error))
-            return
-        self._owner.refuse(reason, self._address, str(error))
-        self._resolve(error)
-        self.shut()
-
-    def _resolve(self, error: GrapevineError | None) -> None:
-        if self.outcome.done():
-            return
-        if error is None:
-            self.outcome.set_result(None)
-        elif self.dialled:
-            self.outcome.set_exception(error)
-        else:
-            self.outcome.cancel()  # nobody waits for an accepted one
-
     def _settle(self) -> None:
         if self._half_open:
             self._half_open = False
@@ -302,16 +269,7 @@ class Connection(asyncio.BufferedProtocol):
         if not data or self._transport is None:
             return
         self._transport.write(data)
-        if self._link is not None:
-            self._owner.stats.sent[self._link.peer] += len(data)
-        else:
-            self._sent += len(data)
-
-    def _count_received(self, count: int) -> None:
-        if self._link is not None:
-            self._owner.stats.received[self._link.peer] += count
-        else:
-            self._received += count
+        self._count_sent(len(data))
 
     def _after(self, name: str, delay: float, action: Callable[[], object]) -> None:
         self._cancel(name)

@@ -7,7 +7,6 @@ stream below its TLS, `mqtt_bulk.py` the chunks that are published once for all 
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -15,19 +14,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from crypto.certificate import certificate_public_key
-from crypto.channel import Channel, Stranger, make_context
+from crypto.channel import Channel
 from crypto.identity import NodeId, short_id
-from node.errors import GrapevineError, RemoteProtocolError, TransportError
+from node.errors import GrapevineError, RemoteProtocolError
 from node.transport.addresses import SEAT_BYTES, PeerAddress, is_broker, seat
-from node.transport.links import HANDSHAKE_S, OUTBOX_BYTES_MAX, Gate, Link, Transport
+from node.transport.links import HANDSHAKE_S, OUTBOX_BYTES_MAX, Gate, Link
 from node.transport.mqtt_bulk import Bulk
 from node.transport.mqtt_connection import DIAL_BYTES, Connection, MqttLink
 from node.transport.mqtt_login import Login
 from node.transport.mqtt_pipe import HEAD_BYTES, SEGMENT_BYTES, TAG_BYTES
 from node.transport.mqtt_presence import AGAIN_S, Presences
 from node.transport.mqtt_session import Session
-
-_log = logging.getLogger("grapevine.transport")
+from node.transport.secured import SecuredTransport
 
 HELLO_VERSION: Final = 1
 ABSENT_S: Final = 2.0  # to answer a dial, for who is not known to be at the broker
@@ -48,11 +46,11 @@ class Limits:
     log_s: float = 10.0
 
 
-class MqttTransport(Transport):
+class MqttTransport(SecuredTransport):
     """Links over one broker.
 
-    certificate, key_pem: the own node's, DER and PKCS #8; sign: with its key, for a purpose.
-    peers: who may link, by id. advertise: where else this node can be reached, for its presence.
+    sign: with the node's key, for a purpose. advertise: where else this node can be reached, for
+    its presence.
     """
 
     def __init__(
@@ -73,30 +71,22 @@ class MqttTransport(Transport):
         self.limits = limits or Limits()
         super().__init__(
             me,
+            certificate=certificate,
+            key_pem=key_pem,
+            peers=peers,
             gate=gate,
-            race_s=self.limits.handshake_s,
-            outbox_bytes_max=self.limits.outbox_bytes,
+            handshake_s=self.limits.handshake_s,
+            outbox_bytes=self.limits.outbox_bytes,
+            log_s=self.limits.log_s,
         )
         self._login = login
-        self._peers = {peer: peers[peer] for peer in sorted(peers) if peer != me}
-        self._members = {known.certificate: peer for peer, known in self._peers.items()}
         self._seats = {peer: seat(consortium, peer, epoch) for peer in (me, *self._peers)}
         self._by_seat = {place: peer for peer, place in self._seats.items()}
-        trusted = tuple(known.certificate for known in self._peers.values())
-        self._server_context, self._client_context = (
-            make_context(
-                server_side=side, certificate=certificate, key_pem=key_pem, trusted=trusted
-            )
-            for side in (True, False)
-        )
-        self._dials: dict[NodeId, asyncio.Task[None]] = {}
         self._connections: dict[tuple[bytes, bool], Connection] = {}  # by dial, and who dialled
         self._half_open: dict[bytes, None] = {}  # dials of others
         self._joining: dict[bytes, asyncio.Task[None]] = {}
         self._stirred: dict[Link, asyncio.Future[None]] = {}
         self._away: asyncio.TimerHandle | None = None
-        self._unlogged, self._log_after = 0, 0.0
-        self._closing = False
         self.presences = Presences(
             me,
             consortium=consortium,
@@ -126,18 +116,12 @@ class MqttTransport(Transport):
             await self.session.subscribe(self._topic("at", place), 1, self._present(peer))
         self.session.start()
 
-    def dial(self, peer: NodeId) -> None:
-        if self._closing or peer in self.links or peer in self._dials:
-            return
-        task = asyncio.get_running_loop().create_task(self._dial(peer))
-        self._dials[peer] = task
-        task.add_done_callback(lambda done: self._dialled(peer, done))
-
     async def close(self) -> None:
         self._closing = True
-        for task in (*self._dials.values(), *self._joining.values()):
+        for task in self._joining.values():
             task.cancel()
-        await asyncio.gather(*self._dials.values(), *self._joining.values(), return_exceptions=True)
+        await asyncio.gather(*self._joining.values(), return_exceptions=True)
+        await self._end_dials()
         for link in list(self.links.values()):
             link.close("this node stops")
         if self.session.up:
@@ -191,12 +175,6 @@ class MqttTransport(Transport):
         """Hand a frame to the core as if it had just come over ``link``."""
         self.handler.on_frame(link, memoryview(frame))
 
-    def identify(self, certificate: bytes) -> NodeId:
-        peer = self._members.get(certificate)
-        if peer is None:
-            raise Stranger("its certificate is not in the roster")
-        return peer
-
     def settled(self, connection: Connection) -> None:
         """A dial of another end has shown who it is, or is given up."""
         if not connection.dialled:
@@ -208,20 +186,10 @@ class MqttTransport(Transport):
         self.session.unsubscribe(self.pipe_topic(self.me, connection.topic))
         self.stir()
 
-    def refuse(self, reason: str, place: bytes, why: str) -> None:
-        self.stats.refused[reason] += 1
-        self._unlogged += 1
-        now = asyncio.get_running_loop().time()
-        if now >= self._log_after:
-            known = self._by_seat.get(place)
-            _log.warning(
-                "%s through the broker: refused (%s): %s; %d such since the last line",
-                "somebody" if known is None else short_id(known),
-                reason,
-                why,
-                self._unlogged,
-            )
-            self._unlogged, self._log_after = 0, now + self.limits.log_s
+    def named(self, place: bytes) -> str:
+        """Who says that it is at this seat."""
+        known = self._by_seat.get(place)
+        return f"{'somebody' if known is None else short_id(known)} through the broker"
 
     # ── waiting for room ────────────────────────────────────────────────────────────────────
 
@@ -307,7 +275,7 @@ class MqttTransport(Transport):
             len(self._half_open) >= self.limits.half_open
             or len(here) >= self.limits.half_open_per_seat
         ):
-            self.refuse("half-open", place, "too many handshakes that were not ended")
+            self.refuse("half-open", self.named(place), "too many handshakes that were not ended")
             return
         if len(body) < HEAD_BYTES or any(body[1:9]):
             return  # not the beginning of one
@@ -333,41 +301,23 @@ class MqttTransport(Transport):
         if connection.ended:
             self.session.unsubscribe(topic)
 
-    async def _dial(self, peer: NodeId) -> None:
-        why = "it has no address" if peer in self._peers else "it is not a member"
-        if not self.gate(peer):
-            why = "unreachable"
-        elif peer in self._peers and any(map(is_broker, self._peers[peer].addresses)):
-            try:
-                await self._connect(peer)
-                return
-            except GrapevineError as error:
-                why = f"{self.session}: {error}" if self.session.up else str(error)
-        if peer not in self.links and not self._closing:
-            del self._dials[peer]
-            self.handler.on_dial_failed(peer, why)
-
-    async def _connect(self, peer: NodeId) -> None:
+    async def _reach(self, peer: NodeId) -> str | None:
+        if not any(map(is_broker, self._peers[peer].addresses)):
+            return "it has no address"
         if not self.session.up:
-            raise TransportError("the broker is away")
-        expected = self._peers[peer].certificate
-        channel = Channel(self._client_context, server_side=False, expected=expected)
-        connection = self._open(
-            channel, place=self._seats[peer], dial=secrets.token_bytes(DIAL_BYTES), peer=peer
-        )
+            return "the broker is away"
+        dial = secrets.token_bytes(DIAL_BYTES)
+        channel = self._channel_to(peer)
+        connection = self._open(channel, place=self._seats[peer], dial=dial, peer=peer)
         try:
             await connection.outcome
+            return None
+        except GrapevineError as error:
+            connection.abort()
+            return f"{self.session}: {error}" if self.session.up else str(error)
         except BaseException:
             connection.abort()
             raise
-
-    def _dialled(self, peer: NodeId, task: asyncio.Task[None]) -> None:
-        if self._dials.get(peer) is task:
-            del self._dials[peer]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": f"dialling {short_id(peer)} failed", "exception": error}
-            )
 
     def _broker_changed(self, up: bool, why: str) -> None:
         loop = asyncio.get_running_loop()

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from crypto.channel import Channel, Closed
 from crypto.identity import NodeId
-from node.errors import GrapevineError, MalformedFrame, RemoteProtocolError, TransportError
+from node.errors import MalformedFrame, RemoteProtocolError, TransportError
 from node.protocol.frames import CHUNK, CHUNK_PREFIX
+from node.transport.attempt import Attempt
 from node.transport.framing import HEADER_BYTES, Deframer
 from node.transport.links import Link, Pace
 from node.transport.mqtt_bulk import CHUNKS_MAX
@@ -80,8 +81,11 @@ def _is_chunk(prefix: bytes) -> bool:
     return int.from_bytes(prefix[-4:], "big") < CHUNKS_MAX
 
 
-class Connection:
+class Connection(Attempt):
     """``peer``: the member that was dialled; None where the other end dialled."""
+
+    _owner: MqttTransport
+    link: MqttLink | None
 
     def __init__(
         self,
@@ -92,10 +96,8 @@ class Connection:
         dial: bytes,
         peer: NodeId | None,
     ) -> None:
-        self._owner = owner
-        self._channel = channel
+        super().__init__(owner, channel, dialled=peer is not None)
         self._loop = asyncio.get_running_loop()
-        self.dialled = peer is not None
         self.seat = seat  # where the other end says that it is; TLS finds out who it is
         self.dial = dial
         self.pipe = Pipe()
@@ -106,17 +108,20 @@ class Connection:
         self._their_key = b""
         self._subscribed = False
         self._noted = False
-        self.link: MqttLink | None = None
         self._deframer = Deframer(FRAME_BYTES_MAX + 1)
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self.closing = False
         self.ended = False
-        self._sent = self._received = 0  # of the handshake
         self.heard_at = self._loop.time()
-        # the dial's answer: a link stands, or an error says why not
-        self.outcome: asyncio.Future[None] = self._loop.create_future()
         self.over: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def who(self) -> str:
+        return self._owner.named(self.seat)
+
+    def _make_link(self, peer: NodeId) -> MqttLink:
+        return MqttLink(self._owner, self, peer)
 
     @property
     def outbox_bytes(self) -> int:
@@ -137,7 +142,7 @@ class Connection:
     def take_open(self, body: memoryview) -> None:
         """A message on the rendezvous topic: counts until the other end has a topic of ours."""
         if self._their_topic is None and not self.ended:
-            self._received += len(body)
+            self._count_received(len(body))
             self._take(body)
 
     def take_sealed(self, message: bytes, retained: bool) -> None:
@@ -146,8 +151,7 @@ class Connection:
         if body is None:
             self._owner.stats.refused["forged"] += 1
         elif not self.ended:
-            if self.link is not None:
-                self._owner.stats.received[self.link.peer] += len(message)
+            self._count_received(len(message))
             self._take(body)
 
     def broker_back(self) -> None:
@@ -185,7 +189,6 @@ class Connection:
         self._flush()
 
     def shut(self) -> None:
-        """Close in order: what was written goes out first, if the other end takes it in time."""
         if self.closing or self.ended:
             return
         self.closing = True
@@ -294,48 +297,14 @@ class Connection:
             self._deadline = None
         self._owner.settled(self)
         self._flush()  # sealed: what the other end needs to believe in the link as well
-        if not self._owner.gate(peer):
-            self._owner.refuse("gate", self.seat, "refused by the gate")
-            self._resolve(TransportError("refused"))
-            self.shut()
-            return
-        self._owner.stats.sent[peer] += self._sent
-        self._owner.stats.received[peer] += self._received
-        link = MqttLink(self._owner, self, peer)
-        self.link = link
-        admitted = self._owner.admit(link)
-        self._resolve(None)
-        if not admitted:
-            self.link = None
-            self.shut()
+        self._welcome(peer)
 
     def _late(self) -> None:
         error = TransportError("no answer through the broker")
         if not self.dialled:
-            self._owner.refuse("slow", self.seat, "no handshake in time")
+            self._owner.refuse("slow", self.who, "no handshake in time")
         self._resolve(error)
         self.finish()
-
-    def _fault(self, error: GrapevineError) -> None:
-        reason = error.reason if isinstance(error, RemoteProtocolError) else "transport"
-        if self.link is not None:
-            if isinstance(error, RemoteProtocolError):
-                self._owner.stats.violations[reason] += 1
-            self.link.close(str(error))
-            return
-        self._owner.refuse(reason, self.seat, str(error))
-        self._resolve(error)
-        self.shut()
-
-    def _resolve(self, error: GrapevineError | None) -> None:
-        if self.outcome.done():
-            return
-        if error is None:
-            self.outcome.set_result(None)
-        elif self.dialled:
-            self.outcome.set_exception(error)
-        else:
-            self.outcome.cancel()
 
     def _flush(self) -> None:
         """Publish what may be published now, and arm the timer for what is due later."""
@@ -358,10 +327,7 @@ class Connection:
             topic, message = owner.hello(self, body)
         if not owner.session.post(topic, message):
             return
-        if self.link is not None:
-            owner.stats.sent[self.link.peer] += len(message)
-        else:
-            self._sent += len(message)
+        self._count_sent(len(message))
 
     def _arm(self) -> None:
         if self._timer is not None:

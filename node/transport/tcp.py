@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from crypto.channel import READ_BYTES, Channel, Stranger, make_context
-from crypto.identity import NodeId, short_id
+from crypto.channel import READ_BYTES, Channel
+from crypto.identity import NodeId
 from node.errors import ConfigError, GrapevineError
 from node.transport.addresses import (
     Address,
@@ -25,9 +24,8 @@ from node.transport.addresses import (
     parse_address,
 )
 from node.transport.connection import Connection
-from node.transport.links import HANDSHAKE_S, OUTBOX_BYTES_MAX, Gate, Transport
-
-_log = logging.getLogger("grapevine.transport")
+from node.transport.links import HANDSHAKE_S, OUTBOX_BYTES_MAX, Gate
+from node.transport.secured import SecuredTransport
 
 LEARNED_MAX: Final = 2  # addresses of a member's own naming in one dial: each may take handshake_s
 
@@ -45,13 +43,8 @@ class Limits:
     log_s: float = 10.0  # at most one line about refusals in this time
 
 
-class TcpTransport(Transport):
-    """Links over TCP.
-
-    certificate, key_pem: the own node's, DER and PKCS #8. peers: who may link, by id.
-    listen: "host:port", or None for a node that only dials out. gate: asked with a peer's id
-    before a dial and after an accept; False refuses.
-    """
+class TcpTransport(SecuredTransport):
+    """Links over TCP. listen: "host:port", or None for a node that only dials out."""
 
     def __init__(
         self,
@@ -67,32 +60,23 @@ class TcpTransport(Transport):
         self.limits = limits or Limits()
         super().__init__(
             me,
+            certificate=certificate,
+            key_pem=key_pem,
+            peers=peers,
             gate=gate,
-            race_s=self.limits.handshake_s,
-            outbox_bytes_max=self.limits.outbox_bytes,
+            handshake_s=self.limits.handshake_s,
+            outbox_bytes=self.limits.outbox_bytes,
+            log_s=self.limits.log_s,
         )
-        self._peers = {peer: peers[peer] for peer in sorted(peers) if peer != me}
         self._addresses = {
             peer: tuple(parse_address(a) for a in known.addresses if not is_broker(a))
             for peer, known in self._peers.items()
         }
-        self._members = {known.certificate: peer for peer, known in self._peers.items()}
-        trusted = tuple(known.certificate for known in self._peers.values())
-        self._server_context, self._client_context = (
-            make_context(
-                server_side=side, certificate=certificate, key_pem=key_pem, trusted=trusted
-            )
-            for side in (True, False)
-        )
         self._listen = None if listen is None else parse_address(listen, key="listen")
         self._server: asyncio.Server | None = None
-        self._dials: dict[NodeId, asyncio.Task[None]] = {}
         self._connections: dict[Connection, None] = {}  # in order of their making
         # accepted, and not known yet who it is; with the address, oldest first
         self._half_open: dict[Connection, str] = {}
-        self._unlogged = 0
-        self._log_after = 0.0
-        self._closing = False
         # where a member itself says that it is now; who is asked checked that it was the member
         self.learned: Callable[[NodeId], Sequence[str]] = lambda peer: ()
         # asyncio fills it and calls back before any other connection's turn: one for all
@@ -130,20 +114,11 @@ class TcpTransport(Transport):
             said = list(filter(leads_elsewhere, said))
         return tuple(dict.fromkeys((*said[:LEARNED_MAX], *known)))
 
-    def dial(self, peer: NodeId) -> None:
-        if self._closing or peer in self.links or peer in self._dials:
-            return
-        task = asyncio.get_running_loop().create_task(self._dial(peer))
-        self._dials[peer] = task
-        task.add_done_callback(lambda done: self._dialled(peer, done))
-
     async def close(self) -> None:
         self._closing = True
         if self._server is not None:
             self._server.close()
-        for task in self._dials.values():
-            task.cancel()
-        await asyncio.gather(*self._dials.values(), return_exceptions=True)
+        await self._end_dials()
         for link in list(self.links.values()):
             link.close("this node stops")
         for connection in list(self._connections):
@@ -189,57 +164,28 @@ class TcpTransport(Transport):
     def gone(self, connection: Connection) -> None:
         self._connections.pop(connection, None)
 
-    def identify(self, certificate: bytes) -> NodeId:
-        """Whose certificate (DER) this is. Raises Stranger."""
-        peer = self._members.get(certificate)
-        if peer is None:
-            raise Stranger("its certificate is not in the roster")
-        return peer
-
-    def refuse(self, reason: str, address: str, why: str) -> None:
-        """Count a connection that became no link; a line about it from time to time."""
-        self.stats.refused[reason] += 1
-        self._unlogged += 1
-        now = asyncio.get_running_loop().time()
-        if now >= self._log_after:
-            _log.warning(
-                "%s: connection refused (%s): %s; %d such since the last line",
-                address,
-                reason,
-                why,
-                self._unlogged,
-            )
-            self._unlogged, self._log_after = 0, now + self.limits.log_s
-
     # ── own tasks ───────────────────────────────────────────────────────────────────────────
 
     def _accept(self) -> Connection:
-        return Connection(self, Channel(self._server_context, server_side=True), expected=None)
+        return Connection(self, Channel(self._server_context, server_side=True), dialled=False)
 
-    async def _dial(self, peer: NodeId) -> None:
-        why = "it has no address" if peer in self._peers else "it is not a member"
-        if not self.gate(peer):
-            why = "unreachable"
-        else:
-            for address in self.ways(peer):
-                try:
-                    await self._connect(peer, address)
-                    return
-                except TimeoutError:
-                    why = f"{address}: no answer within {self.limits.handshake_s:g} s"
-                except (OSError, ValueError) as error:  # ValueError: no possible host name
-                    why = f"{address}: {getattr(error, 'strerror', None) or error}"
-                except GrapevineError as error:
-                    why = f"{address}: {error}"
-        if peer not in self.links and not self._closing:
-            del self._dials[peer]  # so that the handler may dial again from within
-            self.handler.on_dial_failed(peer, why)
+    async def _reach(self, peer: NodeId) -> str | None:
+        why = "it has no address"
+        for address in self.ways(peer):
+            try:
+                await self._connect(peer, address)
+                return None
+            except TimeoutError:
+                why = f"{address}: no answer within {self.limits.handshake_s:g} s"
+            except (OSError, ValueError) as error:  # ValueError: no possible host name
+                why = f"{address}: {getattr(error, 'strerror', None) or error}"
+            except GrapevineError as error:
+                why = f"{address}: {error}"
+        return why
 
     async def _connect(self, peer: NodeId, address: Address) -> None:
         loop = asyncio.get_running_loop()
-        expected = self._peers[peer].certificate
-        channel = Channel(self._client_context, server_side=False, expected=expected)
-        connection = Connection(self, channel, expected=peer)
+        connection = Connection(self, self._channel_to(peer), dialled=True)
         try:
             async with asyncio.timeout(self.limits.handshake_s):
                 await loop.create_connection(lambda: connection, address.host, address.port)
@@ -247,14 +193,6 @@ class TcpTransport(Transport):
         except BaseException:
             connection.abort()
             raise
-
-    def _dialled(self, peer: NodeId, task: asyncio.Task[None]) -> None:
-        if self._dials.get(peer) is task:
-            del self._dials[peer]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": f"dialling {short_id(peer)} failed", "exception": error}
-            )
 
 
 def _listen_error(address: Address, error: Exception) -> str:

@@ -21,12 +21,12 @@ preload = child.preload
 
 def main(argv: Sequence[str]) -> int:
     from node.runtime_links import TransportLinks
-    from node.transport import mqtt
+    from node.transport import secured
 
     folder = Path(argv[0]).parent
     frames = os.open(folder / FRAMES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     keys = os.open(folder / KEYS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    send, draw, make = TransportLinks.send, secrets.token_bytes, mqtt.make_context
+    send, draw, make = TransportLinks.send, secrets.token_bytes, secured.make_context
 
     def told_send(self: TransportLinks, peer: Any, *parts: bytes | memoryview) -> None:
         whole = b"".join(parts)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
     TransportLinks.send = told_send  # type: ignore[method-assign]
     secrets.token_bytes = told_draw  # type: ignore[assignment]
-    mqtt.make_context = told_make  # type: ignore[assignment]
+    secured.make_context = told_make  # type: ignore[assignment]
     return child.main(argv)
 
 
