@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -266,22 +267,27 @@ class MqttTransport(SecuredTransport):
         if self._by_seat.get(place, self.me) == self.me:
             self.stats.refused["stranger"] += 1
             return
-        here = [
-            one
-            for one in self._connections.values()
-            if one.seat == place and one.dial in self._half_open
-        ]
-        if (
-            len(self._half_open) >= self.limits.half_open
-            or len(here) >= self.limits.half_open_per_seat
-        ):
-            self.refuse("half-open", self.named(place), "too many handshakes that were not ended")
-            return
         if len(body) < HEAD_BYTES or any(body[1:9]):
             return  # not the beginning of one
+        self._make_room(place)
         channel = Channel(self._server_context, server_side=True)
         self._half_open[dial] = None
         self._open(channel, place=place, dial=dial, peer=None).take_open(body)
+
+    def _make_room(self, place: bytes) -> None:
+        """At a bound one that is there already goes: a handshake takes a moment, not its deadline.
+
+        Else a few beginnings in another's name would keep that member out for as long. Who sent no
+        more than the beginning goes first, then the oldest; of the seat that has too many, or most.
+        """
+        open_ones = [self._connections[dial, False] for dial in self._half_open]
+        here = Counter(one.seat for one in open_ones)
+        if here[place] < self.limits.half_open_per_seat:
+            if here.total() < self.limits.half_open:
+                return
+            place = max(here, key=here.__getitem__)
+        crowd = [one for one in open_ones if one.seat == place]
+        next((one for one in crowd if one.pieces < 2), crowd[0]).crowded_out()
 
     def _open(
         self, channel: Channel, *, place: bytes, dial: bytes, peer: NodeId | None

@@ -106,6 +106,7 @@ class Connection(Attempt):
         self.key = secrets.token_bytes(KEY_BYTES)
         self._their_topic: str | None = None
         self._their_key = b""
+        self.pieces = 0  # of the handshake, that came
         self._subscribed = False
         self._noted = False
         self._deframer = Deframer(FRAME_BYTES_MAX + 1)
@@ -142,6 +143,7 @@ class Connection(Attempt):
     def take_open(self, body: memoryview) -> None:
         """A message on the rendezvous topic: counts until the other end has a topic of ours."""
         if self._their_topic is None and not self.ended:
+            self.pieces += 1
             self._count_received(len(body))
             self._take(body)
 
@@ -214,6 +216,11 @@ class Connection(Attempt):
             self._resolve(TransportError("the connection ended"))
         elif not self.outcome.cancelled():
             self.outcome.exception()
+
+    def crowded_out(self) -> None:
+        """Others wait for the place of a handshake that does not end."""
+        self._owner.refuse("half-open", self.who, "too many handshakes that were not ended")
+        self.finish()
 
     def abort(self) -> None:
         """Give it up, unless it is a link, or one that is being closed."""

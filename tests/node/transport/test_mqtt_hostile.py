@@ -282,6 +282,22 @@ def test_strangers_at_the_rendezvous_are_bounded():
     behind(scene)
 
 
+def test_beginnings_in_a_members_name_do_not_keep_it_out():
+    """Whoever may write to the rendezvous can begin handshakes for others; a real one goes on."""
+
+    async def scene(bench: Bench, proxy: Hostile):
+        a, b = [await bench.member(n, **bench.options) for n in (0, 1)]
+        for n in range(a.limits.half_open_per_seat):
+            hello = bytes((1, 0)) + n.to_bytes(16, "big") + a._seats[b.me]
+            a._hello(hello + bytes(17) + b"\x16\x03\x01", False)
+        b.dial(a.me)
+        assert (await bench.heard[1].first("link")).peer == a.me
+        await bench.heard[0].first("link")
+        assert bench.heard[1].of("failed") == [] and a.stats.refused["half-open"] == 1
+
+    behind(scene)
+
+
 def test_all_seats_together_are_bounded_too():
     from node.transport.mqtt import Limits
 
