@@ -32,7 +32,7 @@ from topology.generate import build
 from topology.graph import Graph
 from topology.settings import TopologySettings
 
-_LIBRARY: Final = Path(__file__).parent / "library"
+LIBRARY: Final = Path(__file__).parent / "library"
 Seed = Annotated[int, Meta(ge=0, lt=2**53)]
 
 
@@ -249,7 +249,7 @@ def shortest_s(scenario: Scenario, steps: int) -> float:
 
 
 def library_names() -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in _LIBRARY.glob("*.toml")))
+    return tuple(sorted(path.stem for path in LIBRARY.glob("*.toml")))
 
 
 def _locate(path: Path) -> Path:
@@ -265,7 +265,7 @@ def _locate(path: Path) -> Path:
             f"{path}: no such file, and no scenario of that name in the library"
             f"{nearest(stem, library_names())}"
         )
-    return _LIBRARY / f"{stem}.toml"
+    return LIBRARY / f"{stem}.toml"
 
 
 def _step_ms(settings: ScenarioSettings, graph: Graph, source: str) -> dict[str, float]:

@@ -3,7 +3,7 @@
     scenario = "base.toml"                      # a file beside this one, or a name of the library
     seeds = "0..9"
     [vary]
-    learning.rule = ["mean", "trimmed-mean"]
+    learning.rule = ["mean", "trimmed-mean"]    # mean bears no attacker: it is run without an f
     event.attacker.at = ["round 3", "round 10"]  # of the event with that name
 
 What was run is kept under OUT/runs; the tables (scenarios.sweep_tables) are made from it alone.
@@ -32,6 +32,7 @@ from scenarios.settings import (
     Scenario,
     ScenarioSettings,
     check_scenario,
+    library_names,
     load_scenario,
 )
 from scenarios.sweep_tables import manifest, run_record, write_tables
@@ -88,8 +89,7 @@ def load_sweep(path: Path) -> Sweep:
     """Read and check a sweep and every combination in it. Raises ConfigError."""
     source = str(path)
     settings = from_toml(path.read_text(encoding="utf-8"), SweepSettings, source=source)
-    beside = path.parent / settings.scenario
-    base = load_scenario(beside if beside.exists() else settings.scenario)
+    base = _base(settings.scenario, path)
     text = Path(base.source).read_text(encoding="utf-8")
     raw = tomllib.loads(text)
     seeds = parse_seeds(settings.seeds, where=f"{source}: key 'seeds'")
@@ -109,6 +109,23 @@ def load_sweep(path: Path) -> Sweep:
         combinations=tuple(combinations),
         digest=_digest([text, plain]),
     )
+
+
+def _base(named: str, sweep: Path) -> Scenario:
+    """The scenario that a sweep's file names: a file beside it, or one of the library."""
+    where, beside = f"{sweep}: key 'scenario'", sweep.parent / named
+    if not beside.exists() and (named != Path(named).name or named.endswith(".toml")):
+        stem = Path(named).stem
+        hint = f"; the library has '{stem}'" if stem in library_names() else ""
+        raise ConfigError(f"{where}: {beside}: no such file{hint}")
+    if not beside.exists() and named not in library_names():
+        raise ConfigError(
+            f"{where}: '{named}' is neither a file in {sweep.parent} nor a scenario of the library"
+            f"{nearest(named, library_names())}"
+        )
+    if beside.is_dir():
+        raise ConfigError(f"{where}: {beside} is a folder, expected a scenario file")
+    return load_scenario(beside if beside.exists() else named)
 
 
 def run_sweep(
@@ -191,12 +208,22 @@ def _combination(
     changed = copy.deepcopy(raw)
     for path, value in values.items():
         _set(changed, path, value, f"{source}: key 'vary.{'.'.join(path)}'")
+    _spare_mean(changed, values)
     plain = {".".join(path): value for path, value in values.items()}
     shown = ", ".join(f"{key} = {json.dumps(value)}" for key, value in plain.items())
     where = f"{source}: {shown}" if plain else source
     settings = convert(changed, ScenarioSettings, source=where)
     scenario = check_scenario(settings, source=where, base=Path(base.source).parent)
     return Combination(values=plain, scenario=scenario)
+
+
+def _spare_mean(raw: dict[str, Any], values: dict[tuple[str, ...], Any]) -> None:
+    """Among varied rules `mean` is what the others are compared with: the f is theirs alone.
+
+    Outside a sweep over rules an f beside `mean` is refused, for somebody counts on it.
+    """
+    if values.get(("learning", "rule")) == "mean":
+        raw["learning"].pop("f", None)
 
 
 def _set(raw: dict[str, Any], path: tuple[str, ...], value: Any, where: str) -> None:

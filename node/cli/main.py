@@ -50,6 +50,7 @@ NO_SCENARIOS: Final = (
     "this command needs the package 'scenarios', which the release image leaves out; use the "
     "scenario image, or install grapevine whole"
 )
+INTERRUPTED: Final = 130  # Ctrl-C, as shells say it: 128 + SIGINT
 # Typer carries its own copy of click in newer releases; both name the class alike.
 CLICK_ERROR: Final[Any] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CLICK_ERROR as error:
         return _usage(error)
     except typer.Abort:
-        return _fail("interrupted", 130)
+        return _fail("interrupted", INTERRUPTED)
     except (BrokenPipeError, SystemExit):
         # the reader of our output went away (`grapevine … | head`): typer's way to say so, or
         # Python's; nothing may flush again
@@ -141,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         what = f"{type(error).__name__}: {error}"
         return _fail(f"{what} (a bug of ours; GRAPEVINE_DEBUG=1 shows where)", 5)
+    if code == INTERRUPTED:  # as typer says it where a command of a command was interrupted
+        return _fail("interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

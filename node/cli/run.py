@@ -18,11 +18,23 @@ from node.cli import explore, sweep
 from node.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
-    from scenarios.record import Run
+    from scenarios.record import NodeRun, Run
 
 _NODES_SHOWN: Final = 40  # of more, the worst ones
 
+_MISSED_SHOWN: Final = 4  # of one node's neighbours: what fits into 80 columns
+
 Progress = Callable[[float, float], None]
+
+
+def _list(wanted: bool) -> None:
+    """Print what a scenario file may name, and leave."""
+    if wanted:
+        from scenarios.glossary import lines
+
+        for line in lines():
+            typer.echo(line)
+        raise typer.Exit
 
 
 def run(
@@ -51,8 +63,20 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="A sweep's folder: what is there is not run again.")
     ] = None,
+    names: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            callback=_list,
+            is_eager=True,
+            help="Name the library's scenarios, the faults and the attacks.",
+        ),
+    ] = False,
 ) -> None:
     """Run a scenario file and check what it expects; or many seeds of it, or a sweep.
+
+    The library's scenarios, the faults and the attacks: grapevine run --list. All keys of a file:
+    docs/scenario-file.md.
 
     Example: grapevine run wan-partition --report partition.html
 
@@ -184,14 +208,12 @@ def show(run: Run) -> None:
     for column in ("rows", "round", "accuracy", "alone", "own rows", "loss", "MB"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("ended", min_width=8)
-    table.add_column("missed")
     nodes = list(run.nodes)
     if len(nodes) > _NODES_SHOWN:
         nodes.sort(key=lambda node: (node.ended == "finished", node.accuracy or 0.0, node.name))
         nodes = nodes[:_NODES_SHOWN]
     for node in nodes:
         lonely = alone[node.name].accuracy if node.name in alone else None
-        missed = "; ".join(f"{m.peer} in {m.rounds} ({m.first}–{m.last})" for m in node.missed)
         table.add_row(
             escape(node.name),
             str(node.samples),
@@ -199,17 +221,28 @@ def show(run: Run) -> None:
             *(_figure(value) for value in (node.accuracy, lonely, node.own_accuracy, node.loss)),
             f"{node.sent_bytes / 1e6:.2f}",
             escape(node.ended),
-            escape(missed),
         )
     console.print(table)
     if len(run.nodes) > len(nodes):
         console.print(f"… and {len(run.nodes) - len(nodes)} more; the worst are shown")
+    for node in nodes:
+        if node.missed:
+            console.print(escape(_missed(node)))
     for line in _summary(run):
         console.print(escape(line))
     for check in run.checks:
         mark = "[green]ok  [/]" if check.ok else "[red]FAIL[/]"
         limit = "" if check.limit is None else f" (limit {_figure(check.limit)})"
         console.print(f"{mark} {escape(check.name)}: {escape(_figure(check.value))}{limit}")
+
+
+def _missed(node: NodeRun) -> str:
+    """Whom a node could not mix, the longest first, in one line of a terminal."""
+    longest = sorted(node.missed, key=lambda missed: (-missed.rounds, missed.peer))
+    said = [f"{m.peer} in {m.rounds} ({m.first}–{m.last})" for m in longest[:_MISSED_SHOWN]]
+    if len(longest) > _MISSED_SHOWN:
+        said.append(f"{len(longest) - _MISSED_SHOWN} more")
+    return f"{node.name} missed {', '.join(said)}"
 
 
 def _summary(run: Run) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,41 @@ def test_wrong_usage_is_exit_code_2_in_one_line(
     assert said in error
     assert error.startswith("grapevine: error: ")
     assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("f = 1", "learning.f: found 1"), ('optimizer = "adamm"', "learning.optimizer: unknown")],
+)
+def test_what_learning_refuses_names_the_file(
+    key: str, said: str, scenario: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario.write_text(scenario.read_text().replace("[learning]", f"[learning]\n{key}"))
+    assert main(["run", str(scenario)]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {scenario}: {said}" in error
+    assert error.count(str(scenario)) == 1
+
+
+def test_ctrl_c_says_one_line(
+    scenario: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scenarios.engines.run", interrupted)
+    assert main(["run", str(scenario)]) == 130
+    assert capsys.readouterr().err == "grapevine: error: interrupted\n"
+
+
+def test_whom_nodes_missed_is_readable_in_eighty_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["run", "crash-and-return", "--no-baselines"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert max(map(len, said)) <= 80
+    header = next(n for n, line in enumerate(said) if line.startswith("node "))
+    names = [line.split()[0] for line in said[header + 1 : header + 9]]
+    assert names == [f"n{i}" for i in range(8)], "a row of the table is one line"
+    assert any(re.match(r"n\d missed n5 in \d+ \(\d+–\d+\)", line) for line in said)

@@ -88,6 +88,14 @@ def test_a_sweep_is_every_combination_and_events_go_by_their_names(tmp_path: Pat
         ('"0..1"', '"1..0"', "key 'seeds': '1..0' ends before it begins"),
         ("seeds", "seads", "did you mean 'seeds'"),
         ('"base.toml"', '"wan-partitoin"', "did you mean 'wan-partition'"),
+        (
+            '"base.toml"',
+            '"wan-partitoin"',
+            "sweep.toml: key 'scenario': 'wan-partitoin' is neither",
+        ),
+        ('"base.toml"', '"other.toml"', "key 'scenario': "),
+        ('"base.toml"', '"swizzle.toml"', "no such file; the library has 'swizzle'"),
+        ('"base.toml"', '"."', "is a folder, expected a scenario file"),
     ],
 )
 def test_a_bad_sweep_is_refused_before_anything_starts(
@@ -220,3 +228,20 @@ def test_options_that_mean_nothing_here_are_refused(
     names = {"SWEEP": str(path), "BASE": str(tmp_path / "base.toml"), "r": str(tmp_path / "r")}
     assert main(["run", *(names.get(a, a) for a in arguments)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_among_varied_rules_mean_is_run_without_the_f_of_the_others(tmp_path: Path) -> None:
+    base = BASE.replace("[learning]", "[learning]\nf = 1\nrule = 'median'")
+    text = 'scenario = "base.toml"\nseeds = "0..0"\n[vary]\nlearning.rule = ["mean", "median"]\n'
+    mean, median = load_sweep(written(tmp_path, text, base)).combinations
+    assert (mean.scenario.settings.learning.rule, mean.scenario.settings.learning.f) == ("mean", 0)
+    assert median.scenario.settings.learning.f == 1
+    done = run_sweep(load_sweep(written(tmp_path, text, base)), tmp_path / "results")
+    assert (done.runs, done.broken) == (2, ())
+
+
+def test_outside_a_sweep_over_rules_an_f_beside_mean_is_refused(tmp_path: Path) -> None:
+    base = BASE.replace("[learning]", "[learning]\nf = 1")
+    text = 'scenario = "base.toml"\nseeds = "0..0"\n[vary]\nlearning.momentum = [0.5, 0.9]\n'
+    with pytest.raises(ConfigError, match=r"learning.f: found 1, but rule 'mean'"):
+        run_sweep(load_sweep(written(tmp_path, text, base)), tmp_path / "results")
