@@ -10,6 +10,7 @@ from hostile import PUBLISH, Hostile, length
 from links_bench import IDS, KEYS, Bench, play
 from payloads import Fetcher, Payload, Server
 
+from node.transport.links import FRAMES_BURST
 from node.types.messages import MiB
 
 ALONE = ["drop", "delay", "duplicate", "reorder", "replay", "readdress", "corrupt"]
@@ -183,6 +184,31 @@ def test_a_last_will_is_a_hint_that_one_who_answers_refutes(monkeypatch):
         bench.stall(at_b)
         at_a.connection.suspect()
         assert "does not answer" in await bench.heard[0].first("down")
+
+    behind(scene)
+
+
+def test_frames_beyond_the_pace_are_not_taken_and_come_again():
+    async def scene(bench: Bench, proxy: Hostile):
+        *_, at_a, at_b = await bench.pair(**bench.options)
+        pipe, refused = at_b.connection.pipe, 0
+        receive = pipe.receive
+
+        def counted(body, now):
+            nonlocal refused
+            refused += at_b.connection._pace.wait_s(now) > 0
+            return receive(body, now)
+
+        pipe.receive = counted
+        many = int(FRAMES_BURST) * 3
+        for number in range(many):
+            at_a.send(number.to_bytes(4, "big"))
+        await bench.until(lambda: len(bench.heard[1].of("frame")) == many)
+        assert [int.from_bytes(f, "big") for f in bench.heard[1].of("frame")] == list(range(many))
+        assert refused == 0, "what comes too fast is not even counted as received"
+        assert at_a.connection.pipe.resent_bytes > 0, "its sender went back to it"
+        at_b.send(b"the other way")
+        assert await bench.heard[0].first("frame") == b"the other way"
 
     behind(scene)
 
