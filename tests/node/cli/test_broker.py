@@ -108,12 +108,14 @@ def test_it_listens_as_the_cards_say(site, do, tmp_path, address, lines, absent)
 
 
 def test_what_is_no_single_broker_is_refused(site, founded, refused, do, tmp_path) -> None:
-    assert "the card of 'clinic-a' names no broker" in refused("broker", founded.sealed)
+    assert "the card of 'clinic-a' names no broker" in refused(
+        "broker", founded.sealed, "--out", tmp_path / "b"
+    )
     site.charter.write_text(site.charter.read_text().split("[[member]]")[0].split("[pins]")[0])
     for name, host in zip(site.names, ("one", "two"), strict=True):
         words = ("--address", f"mqtts://{host}.example", "--card", site.card(name))
         do("id", "--state", site.state(name), *words)
-    said = refused("broker", site.found(do).sealed)
+    said = refused("broker", site.found(do).sealed, "--out", tmp_path / "b")
     assert "'clinic-a' meets the others at mqtts://one.example:8883, 'clinic-b' at mqtts" in said
 
 
