@@ -14,7 +14,6 @@ import itertools
 import json
 import secrets
 import signal
-import subprocess
 import tarfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,8 +24,9 @@ from msgspec import Struct
 
 from node.compose_parts import EDGE_PREFIX, edge_network
 from node.errors import ConfigError, GrapevineError
+from scenarios.docker_attached import Attached
 from scenarios.docker_broker import BROKER, BROKER_IMAGE
-from scenarios.docker_command import command, docker, names, together
+from scenarios.docker_command import docker, names, together
 from scenarios.nursery import Child
 
 HOME: Final = "/var/lib/grapevine"  # where a container has its volume
@@ -42,6 +42,8 @@ _VERBS: Final = {
     signal.SIGSTOP: "pause",
     signal.SIGCONT: "unpause",
 }
+
+_INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
 
 Edge = tuple[str, str]
 
@@ -65,7 +67,7 @@ class Berths:
         self._subnets: dict[Edge, ipaddress.IPv4Network] = {}
         self._at: dict[str, Berth] = {}  # node -> its berth that is in its networks
         self._cut: set[Edge] = set()
-        self._attached: dict[int, tuple[Berth, Child, subprocess.Popen[bytes]]] = {}
+        self._attached: dict[int, tuple[Berth, Child, Attached]] = {}
         self._serial = itertools.count()
 
     # ── from nothing to containers, and back ────────────────────────────────────────────────
@@ -125,8 +127,8 @@ class Berths:
         return self._at[node]
 
     def close(self) -> None:
-        """Take away what carries this run's label. Ctrl-C waits meanwhile."""
-        with _undisturbed():
+        """Take away what carries this run's label. Ctrl-C and SIGTERM wait meanwhile."""
+        with undisturbed():
             until = time.monotonic() + CLEAN_S
             while not self._swept():
                 if time.monotonic() > until:
@@ -207,15 +209,7 @@ class Berths:
     def start(self, berth: Berth, log: Path) -> Child:
         """Start the container; what it prints is appended to ``log``."""
         child = Child(next(self._serial))
-        with log.open("ab") as output:
-            attached = subprocess.Popen(
-                [command(), "start", "--attach", berth.container],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        self._attached[child.key] = berth, child, attached
+        self._attached[child.key] = berth, child, Attached(berth.container, log)
         return child
 
     def signal(self, child: Child, number: int) -> None:
@@ -301,14 +295,17 @@ def _within(subnet: ipaddress.IPv4Network, taken: Sequence[ipaddress.IPv4Network
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Without Ctrl-C, in the one thread that gets it: a cleaning is done whole or not at all."""
+def undisturbed() -> Iterator[None]:
+    """Without Ctrl-C and SIGTERM, in the one thread that gets them: a cleaning is done whole or not
+    at all, and who is impatient sends a second signal.
+    """
     try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        before = {one: signal.signal(one, signal.SIG_IGN) for one in _INTERRUPTS}
     except ValueError:  # not the main thread
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
