@@ -257,7 +257,7 @@ def _read(
 
 def rate(node: VirtualNode) -> None:
     for peer in node.core.links.peers.values():
-        patch(peer, "pay", lambda now: True)
+        patch(peer, "pay", lambda now, cost=1.0: True)
 
 
 def credit(node: VirtualNode) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import TYPE_CHECKING, Final
 
 from crypto.identity import NodeId
@@ -59,6 +59,9 @@ class Rounds:
         self._fresh.discard(node)
         if state.round == 0:
             self._fresh.add(node)
+
+    def linked(self, node: NodeId) -> Set[NodeId]:
+        return self._linked.get(node, frozenset())
 
     def resumed(self, node: NodeId, at: float) -> None:
         self._stood_until[node] = at

@@ -67,7 +67,8 @@ class Taken:
         self._judged: Recent[bytes, tuple[bool, float]] = Recent(FRAME_BYTES)
         self._published: dict[NodeId, dict[Version, bytes]] = {m: {} for m in roster.members}
         self._newest: dict[NodeId, tuple[int, int]] = {}
-        self._boots: dict[NodeId, tuple[int, int]] = {}  # newest incarnation, versions under it
+        # newest incarnation, versions published under it with a link to an honest neighbour
+        self._boots: dict[NodeId, tuple[int, int]] = {}
         self._heard: dict[NodeId, int] = {}  # newest incarnation that an honest neighbour took
         self.received: dict[tuple[NodeId, NodeId], tuple[int, int, bytes]] = {}
         self.held: dict[tuple[NodeId, NodeId], _Held] = {}  # (holder, owner)
@@ -106,10 +107,9 @@ class Taken:
                 finding.fail(f"{name} publishes version {version} of {incarnation}", at)
         self._newest[node] = max(order, self._newest.get(node, order))
         last, count = self._boots.get(node, (0, 0))
-        self._boots[node] = (
-            notice.incarnation,
-            count + 1 if last == notice.incarnation else 1,
-        )
+        count = count if last == notice.incarnation else 0
+        # who comes back when the others have gone is heard by nobody, and through no fault
+        self._boots[node] = notice.incarnation, count + self._all.in_company(node)
 
     # ── what a node is about to apply, and has applied ──
 
@@ -220,8 +220,8 @@ class Taken:
     def end(self, at: float, finished: Iterable[NodeId]) -> None:
         for node in finished:
             incarnation, count = self._boots.get(node, (0, 0))
-            if count < _HEARD_MIN or not self._roster.members[node].neighbours:
-                continue  # too early to tell, or nobody is there to hear it
+            if count < _HEARD_MIN:
+                continue  # too early to tell, or nobody was there to hear it
             if not self._found["heard"].held(self._heard.get(node, 0) >= incarnation):
                 said = f"{count} versions of {self._all.name(node)} and none was taken"
                 self._found["heard"].fail(said, at)

@@ -172,6 +172,10 @@ class Checkers:
     def attacks_by_name(self, name: str) -> bool:
         return any(self._roster.name(node) == name for node in self._attackers)
 
+    def in_company(self, node: NodeId) -> bool:
+        """Whether a link of it to an honest neighbour stands."""
+        return any(peer not in self._attackers for peer in self._rounds.linked(node))
+
     def accused(self, by: NodeId) -> Set[NodeId]:
         """Whom a node has accused, as far as its notices and its disk know."""
         return self._rounds.accused.get(by, set())

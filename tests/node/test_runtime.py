@@ -14,14 +14,14 @@ import msgspec
 import pytest
 
 from node.errors import ConfigError, GrapevineError, StorageError
-from node.runtime import NodeRuntime
+from node.runtime import LINK_FULL_BYTES, WANTED_MAX, NodeRuntime
 from node.runtime_parts import assemble
 from node.status.ask import ask
 from node.storage import checkpoints
 from node.storage.directory import StateDirectory
 from node.storage.journal import Journal
 from node.strict import load_toml
-from node.types.events import Published
+from node.types.events import Published, SendChunk
 from node.types.settings import LearningSettings, NodeSettings, TaskSettings
 from scenarios.founding import Founded, found
 from topology.settings import TopologySettings
@@ -165,6 +165,57 @@ def test_a_model_too_large_for_an_offer_goes_in_chunks(tmp_path: Path) -> None:
     results = asyncio.run(to_the_end(site, events.append))
     assert all(r["rounds"] == 2 and not r["rejections"] for r in results.values())
     assert all(e["mixed"] for e in events if e["event"] == "round")
+
+
+def test_who_asks_for_more_than_its_credit_while_it_does_not_read_loses_the_link(
+    tmp_path: Path,
+) -> None:
+    """Wants are queued by the shell, and no longer than twice the credit of a link."""
+    site = found(
+        tmp_path,
+        ("a", "b"),
+        name="large",
+        topology=TopologySettings(kind="path"),
+        task=TaskSettings(name="quadratic", dimension=5_000_000),  # 39 chunks
+        learning=LearningSettings(rounds=1, local_steps=1, final_mixing=1),
+    )
+    hangups: list[str] = []
+
+    class Full(End):
+        def queued_bytes(self, peer: Any) -> int:
+            return 2 * LINK_FULL_BYTES
+
+        def hangup(self, peer: Any, why: str) -> None:
+            hangups.append(why)
+            super().hangup(peer, why)
+
+    async def go() -> None:
+        seat, pipe = site.seats["a"], Pipe()
+        parts = assemble(load_toml(seat.node_toml, NodeSettings), base=seat.folder, seed=1)
+        (peer,) = parts.me.neighbours
+        end = Full(pipe, parts.me.id)
+        end.owner = Nobody()
+        one = NodeRuntime(parts, end, ())
+        end.up.add(peer)
+        pipe.ends[peer] = End(pipe, peer)
+        pipe.ends[peer].owner = Nobody()
+        try:
+            for index in range(WANTED_MAX):
+                one._send_chunk(SendChunk(peer, bytes(32), index))
+            assert hangups == []
+            one._send_chunk(SendChunk(peer, bytes(32), WANTED_MAX))
+            assert hangups == ["it asks for more than its credit"]
+            assert len(one._wanted[peer]) == WANTED_MAX
+        finally:
+            one.parts.close()
+
+    asyncio.run(go())
+
+
+class Nobody:
+    """A neighbour's shell that does nothing."""
+
+    def on_down(self, peer: Any, why: str) -> None: ...
 
 
 def test_stopped_and_started_again_it_ends_as_if_it_had_never_stopped(tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ def alone(checkers: Checkers) -> None:
 
 
 def unheard(checkers: Checkers) -> None:
+    checkers.notice(C, ev.Linked(B), 0.5)
     for version in range(1, 7):
         checkers.notice(C, published(version=version), 0.5)
     checkers.end(1.0, finished=(A, C))
@@ -300,6 +301,18 @@ def test_a_weight_that_is_not_positive_is_seen(weight: float) -> None:
     checkers = held()
     checkers.mix(A, mix((B, weight, 0)), 1.0)
     assert names(checkers) == [INVARIANTS["weights"][0]]
+
+
+def test_who_is_linked_with_nobody_or_with_a_liar_alone_need_not_be_heard() -> None:
+    """On real processes a node may come back when the others have finished and gone."""
+    for company in ([], [ev.Linked(B)], [ev.Linked(D), ev.Unlinked(D, "it left")]):
+        checkers = held(B)
+        for notice in company:
+            checkers.notice(C, notice, 0.4)
+        for version in range(1, 9):
+            checkers.notice(C, published(version=version), 0.5)
+        checkers.end(1.0, finished=(A, C))
+        assert names(checkers) == []
 
 
 def test_an_attacker_may_be_accused() -> None:

@@ -16,7 +16,7 @@ from lone import WALL_MS, Lone
 from crypto.hashing import root as root_of
 from crypto.purposes import STATEMENT
 from node.protocol.frames import chunk_prefix, encode, encode_ballot
-from node.protocol.peers import RATE_BURST
+from node.protocol.peers import DIAL_MAX_S, RATE_BURST
 from node.protocol.phases import Phase
 from node.types import events as ev
 from node.types.messages import (
@@ -109,6 +109,10 @@ def test_a_hello_that_disagrees_is_refused_with_both_values(what: str) -> None:
         assert (str(value) if what == "epoch" else value.hex()[:16]) in bye.why
     assert lone.all(ev.Hangup)[0].why == bye.why
     lone.feed(ev.LinkDown(lone.ids[1], "hung up"))
+    # whoever is not of this training will not be in a second either
+    again = [e for at in (0.5, 2.0, 9.9) for e in lone.wake(at) if e == ev.Dial(lone.ids[1])]
+    assert again == []
+    assert ev.Dial(lone.ids[1]) in lone.wake(DIAL_MAX_S)
     # the others train on, and the report says why one is missing
     lone.link(2, 3)
     lone.feed(ev.Trained(1, None, 1))
