@@ -190,7 +190,8 @@ def test_a_last_will_is_a_hint_that_one_who_answers_refutes(monkeypatch):
 
 def test_frames_beyond_the_pace_are_not_taken_and_come_again():
     async def scene(bench: Bench, proxy: Hostile):
-        *_, at_a, at_b = await bench.pair(**bench.options)
+        small = {"version": "3.1.1", "packet_bytes_max": 1024}  # some twenty frames a message
+        *_, at_a, at_b = await bench.pair(broker=small)
         pipe, refused = at_b.connection.pipe, 0
         receive = pipe.receive
 
