@@ -7,7 +7,7 @@ from pathlib import Path
 
 import engine
 import pytest
-from composed import Project
+from composed import Project, free_range
 
 from node.cli.main import main
 
@@ -44,7 +44,7 @@ def test_members_with_their_own_keys_meet_at_the_broker_on_their_cards(
     for name, out in zip(MEMBERS, signed, strict=True):
         grapevine("consortium", "sign", charter, "--state", states / name, "--out", out)
     grapevine("consortium", "seal", charter, *signed, "--out", sealed)
-    options = ("--image", node_image, "--subnets", "10.208.2.0/28", "--out", tmp_path / "trial")
+    options = ("--image", node_image, "--subnets", free_range(), "--out", tmp_path / "trial")
     grapevine("compose", sealed, "--states", states, "--broker", *options)
     project = Project(tmp_path / "trial")
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import engine
 import pytest
-from composed import Project
+from composed import Project, free_range
 
 from node.cli.main import main
 
@@ -54,7 +54,7 @@ def train(project: Project, asked: dict[str, str], *first: str) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory, node_image: str) -> Iterator[Project]:
     """Over sockets, under a name of its own, after `up` has ended."""
     folder = tmp_path_factory.mktemp("compose")
-    project = demonstration(folder, node_image, "--subnets", "10.208.0.0/24")
+    project = demonstration(folder, node_image, "--subnets", free_range())
     try:
         train(project, ASKED)
         yield project
@@ -66,7 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, node_image: str) -> Iterat
 def met(tmp_path_factory: pytest.TempPathFactory, node_image: str) -> Iterator[Project]:
     """The same at a broker."""
     folder = tmp_path_factory.mktemp("broker")
-    project = demonstration(folder, node_image, "--broker", "--subnets", "10.208.1.0/24")
+    project = demonstration(folder, node_image, "--broker", "--subnets", free_range())
     try:
         train(project, ASKED_AT_BROKER)
         yield project
@@ -142,7 +142,7 @@ def test_the_volumes_hold_the_models(trained: Project, node_image: str) -> None:
 
 def test_a_running_node_is_healthy_and_sees_its_neighbours_alone(trained: Project) -> None:
     assert ASKED["alive"].startswith("0 node ")
-    assert ASKED["neighbour"].startswith("0 ['10.208.0.")
+    assert ASKED["neighbour"].startswith("0 ['10.")
     assert ASKED["stranger"].startswith("1 ")
     assert "Name or service not known" in ASKED["stranger"] or "failure" in ASKED["stranger"]
     assert "Read-only file system" in ASKED["root"]

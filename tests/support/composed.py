@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import random
 import secrets
 import subprocess
 from pathlib import Path
@@ -10,6 +12,17 @@ import engine
 import pytest
 
 UP_S = 240.0
+
+
+def free_range() -> str:
+    """256 addresses for --subnets, apart from all networks there are: another run may go on."""
+    listed = engine.docker("network", "ls", "--quiet").stdout.split()
+    shown = "{{range .IPAM.Config}}{{.Subnet}} {{end}}"
+    told = engine.docker("network", "inspect", "--format", shown, *listed, check=False).stdout
+    taken = [ipaddress.ip_network(one) for one in told.split()]
+    ranges = list(ipaddress.ip_network("10.208.0.0/14").subnets(new_prefix=24))
+    random.shuffle(ranges)
+    return str(next(one for one in ranges if not any(one.overlaps(other) for other in taken)))
 
 
 class Project:
