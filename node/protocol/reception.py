@@ -212,6 +212,8 @@ class Reception:
             if order == least and owner is not None and owner.replica is not None:
                 self._answer(owner, head, ok=True, after=owner.replica.receipt)
                 return False
+            if header.incarnation == floor.header.incarnation and order > least:
+                self._check_label(head, floor)
         for under_way in (self.transfers.by_member, self.ready, self.applying):
             newer = under_way.get(sender)
             if newer is not None and newer.head.order > head.order:
@@ -221,6 +223,15 @@ class Reception:
             return known.head.order < head.order
         held = self.borrowed.get(sender)
         return held is None or held.order < head.order
+
+    def _check_label(self, head: Head, floor: Head) -> None:
+        """Within a boot every round is published once, in order: one version a round is applied.
+
+        Else a neighbour could keep the learner and the disk busy with versions that nobody needs.
+        """
+        label, before = head.header.round, floor.header.round
+        if label <= before:
+            raise Replayed(f"version {head.header.version} of round {label}, already at {before}")
 
     def _answer(
         self, peer: Peer, head: Head, *, ok: bool, why: str = "", after: int | None = None

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import engine
 import pytest
 from msgspec import structs
-from sims import failed
+from sims import found
 
 from node.errors import ConfigError, GrapevineError
 from scenarios import docker, engines
@@ -103,7 +103,7 @@ def test_the_three_engines_come_to_the_same_verdicts(
         here = docker.run_docker(scenario, image=scenario_image, baselines=False)
         processes = there.result()
     assert here.engine == "docker"
-    assert here.ok, failed(here)
+    assert here.ok, found(here)
     assert not differences(simulate(scenario), here)
     assert not differences(processes, here)
 
@@ -116,7 +116,7 @@ def every_fault(scenario_image: str) -> Run:
 
 @real
 def test_every_fault_happens_and_all_invariants_hold(every_fault: Run) -> None:
-    assert every_fault.ok, failed(every_fault)
+    assert every_fault.ok, found(every_fault)
     assert [(node.ended, node.resumed) for node in every_fault.nodes] == [
         ("finished", 1),
         ("finished", 0),
@@ -171,7 +171,7 @@ def test_nodes_meet_at_a_broker_and_lose_it(scenario_image: str, tmp_path: Path)
         on_progress=told.append,
         baselines=False,
     )
-    assert here.ok, failed(here)
+    assert here.ok, found(here)
     assert not differences(simulate(scenario), here)
     linked = [event for event in told if event["event"] == "linked"]
     assert {event["via"] for event in linked} == {"mqtt"}

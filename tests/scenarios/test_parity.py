@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pytest
 from msgspec import structs
-from sims import failed
+from sims import found
 
 from scenarios.faults import Heal, Slow, When
 from scenarios.nursery import Nursery
@@ -101,7 +101,7 @@ def test_both_engines_come_to_the_same_verdicts(name: str, real: dict[str, Futur
     virtual = simulate(chosen(name))
     actual = real[name].result()
     assert not differences(virtual, actual)
-    assert actual.ok, failed(actual)  # and all of these are meant to hold
+    assert actual.ok, found(actual)  # and all of these are meant to hold
     accuracy, other = (level(node.accuracy for node in run.finished) for run in (virtual, actual))
     if accuracy is not None:
         assert other is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sims import failed
+from sims import found
 
 from node.types.messages import CHUNK_BYTES
 from scenarios.processes import run_processes
@@ -44,7 +44,7 @@ def test_chunks_that_a_broker_loses_are_fetched_again_on_real_nodes_too(tmp_path
     virtual = simulate(scenario)
     folder = tmp_path / "run"
     real = run_processes(scenario, directory=folder)
-    assert real.ok, failed(real)
+    assert real.ok, found(real)
     for name in ("n0", "n1", "n2", "n3"):
         lines = (folder / name / "log.jsonl").read_text().splitlines()
         events = [json.loads(line) for line in lines if line.startswith("{")]

@@ -36,6 +36,10 @@ def quadratic(
 
 
 def failed(run: Any) -> list[Any]:
-    """The checks of a run that did not hold, and then how its nodes ended."""
-    checks: list[Any] = [check for check in run.checks if not check.ok]
-    return checks and [*checks, {node.name: node.ended for node in run.nodes}]
+    """The checks of a run that did not hold."""
+    return [check for check in run.checks if not check.ok]
+
+
+def found(run: Any) -> tuple[list[Any], dict[str, str]]:
+    """What a test on real nodes says of a run that failed: its checks, and how nodes ended."""
+    return failed(run), {node.name: node.ended for node in run.nodes}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cores import policy
-from lone import Lone
+from lone import WALL_MS, Lone
 
 from node.protocol.frames import chunk_prefix
 from node.protocol.incoming import GIVE_UP_S, SLICE_S
@@ -69,7 +69,7 @@ def test_chunks_that_nobody_asked_for_end_the_link_and_no_other() -> None:
 
 
 def test_who_publishes_and_publishes_does_not_decide_how_long_rounds_wait() -> None:
-    """Late versions of one round, one after the other, are one arrival."""
+    """Late versions of one round, from one boot after the other, are one arrival."""
     lone = Lone(policy=policy(20, 2, deadline_max_s=2.0))
     lone.link(1, 2, 3)
     lone.feed(ev.Trained(1, 0.5, 1))
@@ -77,9 +77,25 @@ def test_who_publishes_and_publishes_does_not_decide_how_long_rounds_wait() -> N
     assert lone.core.round == 1
     for version in range(1, 60):
         lone.now += 0.01
-        lone.frame(1, lone.offer(1, version, round=1))
+        boot = {"incarnation": WALL_MS + version, "boot_id": version.to_bytes(16, "big")}
+        lone.frame(1, lone.offer(1, version, round=1, **boot))
     assert lone.core.links.peers[lone.ids[1]].floor.header.version == 59  # type: ignore[union-attr]
     assert len(lone.core.rounds.arrivals.seen()) == 1
+
+
+def test_of_one_round_one_version_is_applied() -> None:
+    """Who publishes a round again and again keeps neither learner nor disk busy."""
+    lone = Lone(policy=policy(20, 2, deadline_max_s=2.0))
+    lone.link(1, 2, 3)
+    for version in range(1, 60):
+        lone.now += 0.01
+        lone.frame(1, lone.offer(1, version, round=1))
+    assert len(lone.all(ev.Receipt)) == 1
+    assert lone.rejections == {"replay": 58}
+    lone.frame(1, lone.offer(1, 60, round=2))
+    assert len(lone.all(ev.Receipt)) == 1, "it waits: round 1 is in hand"
+    lone.frame(1, lone.offer(1, 61, round=1, incarnation=WALL_MS + 1, boot_id=b"2" * 16))
+    assert len(lone.all(ev.Receipt)) == 2, "a later boot may publish its last round again"
 
 
 def test_a_large_transfer_that_stalled_is_not_given_up_for_the_time_of_others() -> None:
