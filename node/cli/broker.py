@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from node import broker as files
 from node.cli.output import JsonOption, columns, emit
 from node.consortium import Consortium, load_consortium
 from node.errors import StorageError
+from node.storage.files import write_durably
 from node.transport.addresses import BrokerAddress, seat
 
 FOLDER: Final = "broker"
@@ -118,13 +118,4 @@ def _seats(found: Consortium) -> dict[str, str]:
 
 
 def _write(path: Path, text: str, *, mode: int = _PUBLIC) -> None:
-    """Whole or not at all; with its mode before the first byte is in it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_durably(path, text.encode(), mode=mode)

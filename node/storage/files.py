@@ -30,11 +30,11 @@ def replace_durably(target: Path, fill: Callable[[Path], None]) -> None:
         raise StorageError(f"{target}: cannot be written: {error.strerror or error}") from None
 
 
-def write_durably(target: Path, data: bytes | memoryview) -> None:
-    """``replace_durably`` for bytes that are in memory: results, candidates' vectors."""
+def write_durably(target: Path, data: bytes | memoryview, *, mode: int = 0o600) -> None:
+    """``replace_durably`` for bytes that are in memory; with ``mode`` before the first is there."""
 
     def fill(path: Path) -> None:
-        path.touch(mode=0o600)
+        path.touch(mode=mode)
         path.write_bytes(data)
 
     replace_durably(target, fill)

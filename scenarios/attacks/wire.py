@@ -7,6 +7,7 @@ beside each.
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
@@ -63,7 +64,7 @@ def _told(offer: Offer, signed: SignedHeader) -> bytes:
     return encode(structs.replace(offer, signed=signed))
 
 
-class _Payload(WireAttacker):
+class _Payload(WireAttacker, ABC):
     """Offers another payload, properly signed: the own one with its first 64 KiB altered.
 
     A payload that goes out in chunks is offered under the lie's root; what is asked for under that
@@ -75,9 +76,9 @@ class _Payload(WireAttacker):
         # by peer: the lie's root, the true one, the altered leaf
         self._lies: dict[NodeId, tuple[bytes, bytes, bytes]] = {}
 
+    @abstractmethod
     def altered(self, peer: NodeId, leaf: bytes) -> bytes:
         """The first leaf as ``peer`` is told it; as long as it was."""
-        raise NotImplementedError
 
     def offered(self, peer: NodeId, offer: Offer, frame: bytes) -> tuple[bytes, ...]:
         header = decode_header(offer.signed.header)
