@@ -25,10 +25,10 @@ from node.types.events import (
     Encoded,
     Event,
     Incarnation,
-    Published,
     Quarantine,
     Receipt,
     Record,
+    Reserved,
     Send,
     StoreChunk,
 )
@@ -62,7 +62,7 @@ class Disk:
         match record:
             case Incarnation():
                 self._set(incarnation=record.incarnation)
-            case Published():
+            case Reserved():
                 self._set(version=record.version)
             case Receipt():
                 self._set(floors={**self.state.floors, record.member: record.signed})

@@ -15,9 +15,9 @@ from node.types.events import (
     CoreState,
     Incarnation,
     Payload,
-    Published,
     Publishing,
     Reincarnated,
+    Reserved,
     Send,
     SendChunk,
 )
@@ -60,7 +60,9 @@ class Publisher:
         self.encoding = False  # the shell is overwriting the public model
         self.own_head: SignedHeader | None = None  # newest signed by us, presence included
         self._offer: bytes | None = None
-        self._offer_after: int | None = None
+        self._reserved = state.version  # the highest number that is, or will be, on the disk
+        self._reserved_after = 0  # the Persist that puts it there
+        self._offer_after = 0
         self._wall_ms = 0
         self._wall_at = 0.0
 
@@ -93,12 +95,25 @@ class Publisher:
         self.incarnation = incarnation
         self.boot_id = self._context.entropy(BOOT_ID_BYTES)
         self.durable_after = self._context.persist(Incarnation(incarnation, self.boot_id))
+        self._reserved = self.version  # under the new incarnation, which an offer then waits for
         self._offer = None
+
+    def reserve(self) -> None:
+        """Put the next version's number on the disk, so that no later boot uses it again.
+
+        Asked for as soon as a round begins: the disk works while the model is trained and encoded,
+        and the offer need not wait for it.
+        """
+        if self._reserved <= self.version:
+            self._reserved = self.version + 1
+            record = Reserved(self.incarnation, self.boot_id, self._reserved)
+            self._reserved_after = self._context.persist(record)
 
     def publish(
         self, payload: Payload, *, round_: int, mixed_round: int, counted: Iterable[NodeId]
     ) -> None:
-        """Sign ``payload`` as the next version; record it before it can be offered."""
+        """Sign ``payload`` as the next version; its number is recorded before it can be offered."""
+        self.reserve()
         self.version += 1
         self.payload, self.round, self.encoding = payload, round_, False
         self.signed = self._sign(
@@ -109,8 +124,7 @@ class Publisher:
             mixed_round=mixed_round,
             counted=counted,
         )
-        record = Published(self.incarnation, self.boot_id, self.version, round_, payload.model)
-        self._offer_after = self._context.persist(record)
+        self._offer_after = self._reserved_after
         self._offer = encode(Offer(self.signed, payload.leaves, payload.inline))
         self._context.note(
             Publishing(self.incarnation, self.boot_id, self.version, round_, payload.model)

@@ -72,6 +72,7 @@ class Rounds:
         """The next round: local steps, or in the final mixing none."""
         standing = self._standing
         standing.current = standing.round + 1
+        self._publisher.reserve()
         if standing.current <= self._context.policy.rounds:
             standing.step(Step.TRAIN)
             self._context.emit(Train(standing.current))
@@ -117,6 +118,7 @@ class Rounds:
             self._publisher.offer_to(peer.id)
 
     def _encode(self, round_: int, *, again: bool = False) -> None:
+        self._publisher.reserve()
         self._publisher.encoding = True
         self._context.emit(Encode(round_, self._publisher.version + 1, keyframe=True, again=again))
 

@@ -22,14 +22,14 @@ from node.types.events import (
     CoreState,
     Incarnation,
     Notice,
-    Published,
     Quarantine,
     Receipt,
     Record,
+    Reserved,
 )
 from node.types.messages import Header, SignedHeader
 
-VERSION: Final = 1
+VERSION: Final = 2
 # A notice has some 300 bytes: the log stays below 30 MB however many bad frames a peer sends.
 NOTES_KEPT: Final = 100_000
 NOTES_PENDING: Final = 10_000
@@ -49,7 +49,7 @@ _KEEP_FIRST: Final = (
     "INSERT OR IGNORE INTO records (kind, member, body, digest) VALUES (?, ?, ?, ?)"
 )
 _KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__: kind for kind in (Incarnation, Published, Receipt, Quarantine)
+    kind.__name__: kind for kind in (Incarnation, Reserved, Receipt, Quarantine)
 }
 
 
@@ -66,7 +66,7 @@ class Journal:
         self._broken: StorageError | None = None
         self.notes_dropped = 0
         self._incarnation = 0
-        self._published = -1
+        self._reserved = -1
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
@@ -130,7 +130,7 @@ class Journal:
             match record:
                 case Incarnation():
                     incarnation = max(incarnation, record.incarnation)
-                case Published():
+                case Reserved():
                     incarnation = max(incarnation, record.incarnation)
                     version = max(version, record.version)
                 case Receipt():
@@ -173,8 +173,8 @@ class Journal:
         for record in self._records():
             if isinstance(record, Incarnation):
                 self._incarnation = record.incarnation
-            elif isinstance(record, Published):
-                self._published = record.version
+            elif isinstance(record, Reserved):
+                self._reserved = record.version
 
     def _put(self, record: Record) -> None:
         statement, member = _UPSERT, b""
@@ -183,10 +183,10 @@ class Journal:
                 if record.incarnation < self._incarnation:
                     return
                 self._incarnation = record.incarnation
-            case Published():
-                if record.version < self._published:
+            case Reserved():
+                if record.version < self._reserved:
                     return
-                self._published = record.version
+                self._reserved = record.version
             case Receipt():
                 member = record.member
             case Quarantine():

@@ -138,14 +138,12 @@ class Incarnation(Struct, frozen=True, tag=True):
     boot_id: bytes
 
 
-class Published(Struct, frozen=True, tag=True):
-    """Written before the version is offered."""
+class Reserved(Struct, frozen=True, tag=True):
+    """A version's number is taken. Written before the version is offered."""
 
     incarnation: int
     boot_id: bytes
     version: int
-    round: int
-    model: bytes
 
 
 class Receipt(Struct, frozen=True, tag=True):
@@ -189,7 +187,7 @@ class Checkpoint(Struct, frozen=True, tag=True):
     state: CoreState
 
 
-Record = Incarnation | Published | Receipt | Quarantine | Checkpoint
+Record = Incarnation | Reserved | Receipt | Quarantine | Checkpoint
 
 # ── effects: what the shell must do, in this order ──────────────────────────────────────────────
 

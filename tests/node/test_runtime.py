@@ -21,7 +21,7 @@ from node.storage import checkpoints
 from node.storage.directory import StateDirectory
 from node.storage.journal import Journal
 from node.strict import load_toml
-from node.types.events import Published, SendChunk
+from node.types.events import Reserved, SendChunk
 from node.types.settings import LearningSettings, NodeSettings, TaskSettings
 from scenarios.founding import Founded, found
 from topology.settings import TopologySettings
@@ -326,7 +326,7 @@ def test_nothing_is_offered_before_it_is_durable_and_rounds_wait_for_the_disk(
     real = Journal.write
 
     def write(journal: Journal, records: Any) -> None:
-        if any(isinstance(record, Published) for _, record in records):
+        if any(isinstance(record, Reserved) for _, record in records):
             free.wait()  # the disk stands still from the first version on
         real(journal, records)
 

@@ -67,7 +67,7 @@ class Disk:
         replace = msgspec.structs.replace
         if isinstance(record, ev.Incarnation):
             self.state = replace(self.state, incarnation=record.incarnation)
-        elif isinstance(record, ev.Published):
+        elif isinstance(record, ev.Reserved):
             self.state = replace(self.state, version=record.version)
         elif isinstance(record, ev.Receipt):
             floors = {**self.state.floors, record.member: record.signed}

@@ -11,10 +11,10 @@ from lone import BOOT, WALL_MS, Lone
 
 from crypto.purposes import STATEMENT
 from node.errors import Replayed
-from node.protocol.frames import encode_header
+from node.protocol.frames import decode, encode_header
 from node.protocol.heads import RECENT_MAX, VERIFIED_MAX
 from node.types import events as ev
-from node.types.messages import DELTA, PRESENCE, Have, Heads, SignedHeader
+from node.types.messages import DELTA, PRESENCE, Have, Heads, Offer, SignedHeader
 
 
 @pytest.fixture
@@ -275,6 +275,32 @@ def test_a_later_boot_of_our_own_is_moved_past(lone: Lone) -> None:
     (said,) = lone.all(ev.Publishing)
     assert (said.incarnation, said.version) == (WALL_MS + 51, 8)
     assert said.boot_id == last.boot_id
+
+
+def offered_after(lone: Lone) -> list[ev.Record]:
+    """The record that each offer of the own model waits for."""
+    kept = {effect.id: effect.record for effect in lone.all(ev.Persist)}
+    offers = [e for e in lone.all(ev.Send) if isinstance(decode(e.frame), Offer)]
+    return [kept[effect.after or 0] for effect in offers]
+
+
+def test_the_disk_takes_the_versions_number_while_the_model_trains(lone: Lone) -> None:
+    (record,) = lone.all(ev.Reserved)
+    assert lone.all(ev.Train) and not lone.all(ev.Trained)
+    effects = lone.feed(ev.Trained(1, None, 1))
+    assert not lone.all(ev.Reserved, effects), "one write a round"
+    assert offered_after(lone) == [record] * 3
+    assert record.version == lone.all(ev.Publishing)[0].version
+
+
+def test_a_number_reserved_before_a_later_boot_was_proved_is_reserved_again(lone: Lone) -> None:
+    ahead = lone.all(ev.Reserved)[-1].version
+    lone.frame(1, Heads((own(lone, WALL_MS + 50, version=ahead - 1),)))
+    moved = lone.all(ev.Incarnation)[-1]
+    lone.feed(ev.Trained(1, None, 1))
+    taken = offered_after(lone)
+    assert taken == [ev.Reserved(moved.incarnation, moved.boot_id, ahead)] * 3
+    assert lone.all(ev.Publishing)[0].incarnation == moved.incarnation
 
 
 def test_the_same_incarnation_under_another_boot_is_moved_past(lone: Lone) -> None:

@@ -74,7 +74,7 @@ class Watch:
                     self.version(
                         node, header.incarnation, header.boot_id, header.version, header.model
                     )
-                    assert isinstance(record, ev.Published)
+                    assert isinstance(record, ev.Reserved)
                     assert record.version == header.version
                     assert record.incarnation == header.incarnation
             case Hello():

@@ -22,10 +22,10 @@ from node.types.events import (
     CoreState,
     Incarnation,
     Linked,
-    Published,
     Quarantine,
     Receipt,
     Rejected,
+    Reserved,
     RoundDone,
     Source,
 )
@@ -58,8 +58,8 @@ def signed(member: bytes, version: int, incarnation: int = 5) -> SignedHeader:
     return SignedHeader(msgspec.msgpack.encode(header), bytes(64))
 
 
-def published(version: int, incarnation: int = 5) -> Published:
-    return Published(incarnation, BOOT, version, version, bytes(32))
+def published(version: int, incarnation: int = 5) -> Reserved:
+    return Reserved(incarnation, BOOT, version)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_a_journal_of_another_version_is_refused(tmp_path):
     with sqlite3.connect(path) as other:
         other.execute("PRAGMA user_version = 99")
     other.close()
-    with pytest.raises(StorageError, match=r"written by another version \(99, expected 1\)"):
+    with pytest.raises(StorageError, match=r"written by another version \(99, expected 2\)"):
         Journal(path)
 
 
@@ -221,12 +221,12 @@ def test_a_full_disk_is_an_error_and_stays_one(tmp_path):
 from pathlib import Path
 from node.errors import StorageError
 from node.storage.journal import Journal
-from node.types.events import Receipt, Published
+from node.types.events import Receipt, Reserved
 from node.types.messages import SignedHeader
 journal = Journal(Path({str(tmp_path)!r}) / "journal.db")
-journal.write([(0, Published(1, b"o" * 16, 1, 1, b"m" * 32))])
+journal.write([(0, Reserved(1, b"o" * 16, 1))])
 large = [(n, Receipt(bytes([n]) * 32, SignedHeader(bytes(30000), b"s" * 64))) for n in range(200)]
-for attempt in (large, [(9, Published(1, b"o" * 16, 2, 2, b"m" * 32))]):
+for attempt in (large, [(9, Reserved(1, b"o" * 16, 2))]):
     try: journal.write(attempt)
     except StorageError as error: print(error)
 """

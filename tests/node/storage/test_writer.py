@@ -9,11 +9,11 @@ import pytest
 from node.errors import LocalProtocolError, StorageError
 from node.storage.journal import Journal
 from node.storage.writer import Writer
-from node.types.events import Checkpoint, CoreState, Published
+from node.types.events import Checkpoint, CoreState, Reserved
 
 
-def published(version: int) -> Published:
-    return Published(1, b"o" * 16, version, version, bytes(32))
+def published(version: int) -> Reserved:
+    return Reserved(1, b"o" * 16, version)
 
 
 class Bench:
