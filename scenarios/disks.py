@@ -17,6 +17,7 @@ from typing import Final
 from crypto.keys import MEMBER_FILE, NODE_FILE
 from node.errors import StorageError
 from node.storage.directory import StateDirectory
+from node.storage.files import TEMPORARY
 
 FULL: Final = Path("/dev/full")  # every write to it fails with ENOSPC
 _KEYS: Final = (MEMBER_FILE, NODE_FILE)
@@ -91,7 +92,8 @@ def keep_backup(directory: StateDirectory, backups: Path) -> None:
     """Add the disk as it is now to ``backups``, as number 1, 2, 3 …
 
     Called between two commits, it holds what a power cut would have left. Those that no restore
-    will ask for any more are dropped: the one at half of all grows with their number.
+    will ask for any more are dropped: the one at half of all grows with their number. Other threads
+    may write meanwhile: files come and go under temporary names, and under no others.
     """
     numbers = _numbers(backups)
     number = numbers[-1] + 1 if numbers else 1
@@ -99,11 +101,12 @@ def keep_backup(directory: StateDirectory, backups: Path) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     for path in directory.path.iterdir():
-        if path.name in _LEFT_OUT:
+        if path.name in _LEFT_OUT or path.name.startswith(TEMPORARY):
             continue
         if path.is_dir():
             # linked, not copied: checkpoints and candidates are replaced, never written again
-            shutil.copytree(path, draft / path.name, copy_function=os.link)
+            unfinished = shutil.ignore_patterns(f"{TEMPORARY}*")
+            shutil.copytree(path, draft / path.name, copy_function=os.link, ignore=unfinished)
         else:
             shutil.copyfile(path, draft / path.name)
     with contextlib.closing(sqlite3.connect(directory.journal)) as journal:

@@ -9,6 +9,7 @@ from crypto.identity import NodeId
 from node.errors import StorageError
 from node.status.progress import LogFile
 from node.storage.directory import StateDirectory
+from node.storage.files import TEMPORARY
 from node.storage.journal import Journal
 from node.types.events import Incarnation, Rejected
 from scenarios.disks import FullDisk, can_be_full, keep_backup, restore
@@ -111,6 +112,28 @@ def test_an_old_backup_is_the_disk_of_half_the_checkpoints_ago(
     lived(directory, 12)
     keep_backup(directory, backups)
     assert [path.name for path in backups.iterdir()] == ["000001"]
+
+
+def test_a_file_that_another_thread_is_still_writing_is_not_yet_on_the_disk(
+    directory: StateDirectory, tmp_path: Path
+) -> None:
+    """The learner writes its model while the disk's thread keeps the last checkpoint's backup: what
+    was listed under a temporary name is gone when it is to be copied. A link to nowhere is both.
+    """
+    lived(directory, 1)
+    for folder in (directory.path, directory.candidates):
+        (folder / f"{TEMPORARY}7-model").symlink_to("renamed")
+        (folder / "whole").write_text("kept")
+    keep_backup(directory, tmp_path / "backups")
+    kept = tmp_path / "backups" / "000001"
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "candidates",
+        "checkpoints",
+        "journal.db",
+        "run.json",
+        "whole",
+    ]
+    assert [path.name for path in (kept / "candidates").iterdir()] == ["whole"]
 
 
 @pytest.mark.parametrize("which", ["none", "backup"])
