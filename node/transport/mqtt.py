@@ -333,7 +333,8 @@ class MqttTransport(SecuredTransport):
                 self._away = None
             self._renew()
             for connection in list(self._connections.values()):
-                connection.subscribed()
+                if self.session.reads(self.pipe_topic(self.me, connection.topic)):
+                    connection.subscribed()
                 connection.broker_back()
             self.bulk.broker_back()
         elif self._away is None and not self._closing:

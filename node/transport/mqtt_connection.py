@@ -34,7 +34,12 @@ NOTE: Final = 1  # the transport's own
 _PIPE: Final = 1  # note: topic and key of the sender's receiving side
 _HIGH_WATER: Final = 512 * KiB
 _PIECE: Final = 256 * KiB
-_PROBE_S: Final = 5.0  # to answer, after the broker said that the other end is gone
+# After the broker said that the other end is gone it is asked whether it is, as often; each time it
+# has as long as a message there and back may take, half a second at least: who only lost the broker
+# is mostly back by the last. Its neighbours wait for it in every round until then.
+_ASKS: Final = 3
+_ANSWER_MIN_S: Final = 0.5
+_ANSWER_MAX_S: Final = 1.5
 
 
 class MqttLink(Link):
@@ -112,6 +117,7 @@ class Connection(Attempt):
         self._deframer = Deframer(FRAME_BYTES_MAX + 1)
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._asking: asyncio.TimerHandle | None = None
         self.closing = False
         self.ended = False
         self.heard_at = self._loop.time()
@@ -162,18 +168,23 @@ class Connection(Attempt):
 
     def suspect(self) -> None:
         """The broker says that the other end is gone; a hint, so ask it."""
-        self.pipe.ping()
-        self._flush()
-        asked_at, session = self._loop.time(), self._owner.session
+        if self._asking is None:
+            answer_s = min(max(self.pipe.answer_s, _ANSWER_MIN_S), _ANSWER_MAX_S)
+            self._ask(_ASKS, answer_s, self._loop.time())
 
-        def judge() -> None:
-            if session.since > asked_at or not session.up:
-                return  # we were away ourselves: it may have answered nobody
-            if self.heard_at <= asked_at and self.link is not None and not self.closing:
-                self.link.end("the broker says that it is gone, and it does not answer")
-                self.finish()
-
-        self._loop.call_later(_PROBE_S, judge)
+    def _ask(self, left: int, answer_s: float, since: float) -> None:
+        """Ask as often, then judge. What comes before the second question was perhaps on its way."""
+        self._asking = None
+        session = self._owner.session
+        if self.link is None or self.closing or session.since > since or not session.up:
+            return  # we were away ourselves: it may have answered nobody
+        if left > 0:
+            self._asking = self._loop.call_later(answer_s, self._ask, left - 1, answer_s, since)
+            self.pipe.ping()
+            self._flush()
+        elif self.heard_at <= since + answer_s:
+            self.link.end("the broker says that it is gone, and it does not answer")
+            self.finish()
 
     # ── the link's side ─────────────────────────────────────────────────────────────────────
 
@@ -208,7 +219,7 @@ class Connection(Attempt):
             return
         self.ended = True
         self.over.set_result(None)
-        for timer in (self._timer, self._deadline):
+        for timer in (self._timer, self._deadline, self._asking):
             if timer is not None:
                 timer.cancel()
         self._owner.gone(self)

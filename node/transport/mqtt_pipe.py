@@ -72,6 +72,11 @@ class Pipe:
     def received(self) -> int:
         return self._received
 
+    @property
+    def answer_s(self) -> float:
+        """Seconds after which an answer is overdue, as acknowledgements are."""
+        return self._rto
+
     def send(self, data: bytes) -> None:
         self._buffer += data
 

@@ -7,6 +7,7 @@ subscriptions that outlive a connection, and bounded queues in both directions.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 import ssl
@@ -52,6 +53,7 @@ class Session:
         self._changed = changed
         self._client: Client | None = None
         self._topics: dict[str, tuple[int, Receive]] = {}
+        self._granted: dict[str, bool] = {}  # what the broker said to each, on this connection
         self._posts: deque[tuple[str, bytes, bool]] = deque()
         self._bulk: deque[tuple[str, bytes, Callable[[], None] | None]] = deque()
         self._posted = asyncio.Event()
@@ -107,14 +109,17 @@ class Session:
         client = self._client
         if client is None or not self.up:
             return False
-        try:
-            granted = await client.subscribe(topic, qos, timeout=ANSWER_S)
-        except (aiomqtt.MqttError, ValueError):
-            return False
-        return all((one if isinstance(one, int) else one.value) < 0x80 for one in granted)
+        with contextlib.suppress(aiomqtt.MqttError, ValueError):
+            await self._ask_for(client, [topic])
+        return self.reads(topic)
+
+    def reads(self, topic: str) -> bool:
+        """Whether the broker has said, on the connection that stands, that ``topic`` comes here."""
+        return self._granted.get(topic, False)
 
     def unsubscribe(self, topic: str) -> None:
         """Forget ``topic``; the broker is told without waiting for its answer."""
+        self._granted.pop(topic, None)
         if self._topics.pop(topic, None) is not None and self.up:
             self._post("", topic.encode(), retain=False)
 
@@ -192,6 +197,7 @@ class Session:
             return "closed"
         finally:
             self._client = None
+            self._granted.clear()
             try:
                 await client.__aexit__(None, None, None)
             finally:
@@ -201,9 +207,10 @@ class Session:
         self._sizes.stated(client.packet_bytes_max)
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(self._read(client))
-            if self._topics:
-                await client.subscribe([(t, qos) for t, (qos, _) in self._topics.items()])
             await self._sizes.find_out(client)
+            # Messages come already, and what they begin has topics of its own: until none is new.
+            while wanted := [topic for topic in self._topics if topic not in self._granted]:
+                await self._ask_for(client, wanted)
             self._client, self.up, self._first = client, True, False
             self.since = asyncio.get_running_loop().time()
             for _ in range(LANES):
@@ -211,6 +218,15 @@ class Session:
             group.create_task(self._bulking(client))
             self._changed(True, "")
             await reading
+
+    async def _ask_for(self, client: Client, topics: list[str]) -> None:
+        """Subscribe to ``topics``, all of them wanted, and note what the broker says to each."""
+        wanted = [(topic, self._topics[topic][0]) for topic in topics]
+        said = await client.subscribe(wanted, timeout=ANSWER_S)
+        codes = [code if isinstance(code, int) else code.value for code in said]
+        for topic, code in zip(topics, codes, strict=True):
+            if topic in self._topics:  # else nobody waits for it any more
+                self._granted[topic] = code < 0x80
 
     def _fall_back(self, error: BaseException) -> None:
         """Try 3.1.1 in turns with 5, until the broker has answered once."""

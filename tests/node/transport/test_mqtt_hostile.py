@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import brokers
 import pytest
 from hostile import PUBLISH, Hostile, length
@@ -11,6 +9,7 @@ from links_bench import IDS, KEYS, Bench, play
 from payloads import Fetcher, Payload, Server
 
 from node.transport.links import FRAMES_BURST
+from node.transport.mqtt_session import Session
 from node.types.messages import MiB
 
 ALONE = ["drop", "delay", "duplicate", "reorder", "replay", "readdress", "corrupt"]
@@ -136,6 +135,56 @@ def test_who_reads_its_own_topic_late_sends_nothing_before_it_has_said_where(lat
     behind(scene)
 
 
+def test_a_handshake_that_comes_before_the_broker_stands_becomes_a_link_at_both_ends(monkeypatch):
+    """All nodes of a consortium often start at once: one is dialled while it is connecting."""
+    ask_for = Session._ask_for
+
+    async def scene(bench: Bench, proxy: Hostile):
+        a = await bench.member(0, **bench.options)
+
+        async def ask_for_and_be_dialled(session, client, topics):
+            await ask_for(session, client, topics)
+            transport = session._changed.__self__
+            await bench.until(lambda: transport._connections)
+
+        monkeypatch.setattr(Session, "_ask_for", ask_for_and_be_dialled)
+        a.dial(IDS[1])
+        await bench.member(1, **bench.options)
+        for n in (0, 1):
+            (await bench.heard[n].first("link")).send(b"hello")
+        for n in (0, 1):
+            assert await bench.heard[n].first("frame") == b"hello"
+            assert bench.heard[n].of("down") == bench.heard[n].of("failed") == []
+
+    behind(scene)
+
+
+def test_who_may_not_read_its_own_topic_has_no_link_after_a_reconnection_either(monkeypatch):
+    from node.transport.mqtt import Limits
+
+    ask_for = Session._ask_for
+
+    async def ask_for_and_be_refused(session, client, topics):
+        await ask_for(session, client, topics)
+        mine = session._changed.__self__._seats[IDS[1]].hex()
+        for topic in topics:
+            if topic.startswith(f"gv1/in/{mine}/") and not topic.endswith("/hello"):
+                session._granted[topic] = False
+
+    async def scene(bench: Bench, proxy: Hostile):
+        impatient = {**bench.options, "limits": Limits(handshake_s=1.0, closing_s=0.2)}
+        a, b = [await bench.member(n, **impatient) for n in (0, 1)]
+        monkeypatch.setattr(Session, "_ask_for", ask_for_and_be_refused)
+        a.dial(b.me)
+        await bench.until(lambda: b._connections)
+        proxy.cut()
+        await bench.until(lambda: not b.session.up)
+        assert "no answer" in await bench.heard[0].first("failed")
+        assert bench.heard[0].of("link") == bench.heard[1].of("link") == []
+
+    behind(scene)
+
+
 def test_links_outlive_a_broker_that_is_away_for_a_moment_and_no_byte_is_doubled():
     frames = [bytes([n]) * 3000 for n in range(1, 60)]
 
@@ -174,16 +223,26 @@ def test_links_go_down_when_the_broker_stays_away_and_say_so():
 def test_a_last_will_is_a_hint_that_one_who_answers_refutes(monkeypatch):
     from node.transport import mqtt_connection
 
-    monkeypatch.setattr(mqtt_connection, "_PROBE_S", 0.3)
+    monkeypatch.setattr(mqtt_connection, "_ANSWER_MIN_S", 0.1)
 
     async def scene(bench: Bench, proxy: Hostile):
         *_, at_a, at_b = await bench.pair(**bench.options)
+        asked = []
+        ping = at_a.connection.pipe.ping
+        at_a.connection.pipe.ping = lambda: (asked.append(1), ping())
+        bench.stall(at_b)
         at_a.connection.suspect()  # as if the broker had published b's will
-        await asyncio.sleep(0.4)
-        assert bench.heard[0].of("down") == []
+        at_a.connection.suspect()
+        assert len(asked) == 1, "many wills are one question"
+        await bench.until(lambda: len(asked) == 2)
+        bench.go_on(at_b)  # it was late, not gone
+        await bench.until(lambda: at_a.connection._asking is None)
+        assert len(asked) == 3 and bench.heard[0].of("down") == [] and not at_a.closed
+        asked.clear()
         bench.stall(at_b)
         at_a.connection.suspect()
         assert "does not answer" in await bench.heard[0].first("down")
+        assert len(asked) == 3
 
     behind(scene)
 

@@ -233,15 +233,69 @@ def test_two_nodes_with_one_client_id_wait_longer_and_longer_and_say_why(tmp_pat
         meet(settings, tmp_path, scene)
 
 
+def test_what_is_asked_for_while_the_connection_is_made_is_read_before_it_stands(monkeypatch):
+    """A message that comes then may begin a handshake, which has a topic of its own."""
+    ask_for = Session._ask_for
+    got: list[bytes] = []
+
+    async def ask_for_and_be_asked(session, client, topics):
+        await ask_for(session, client, topics)
+        if topics == ["t/early"]:
+            assert not session.up
+            late = await session.subscribe("t/late", 1, lambda payload, _: got.append(payload))
+            assert not late, "the broker has not been asked"
+
+    monkeypatch.setattr(Session, "_ask_for", ask_for_and_be_asked)
+
+    async def scene(session: Watched) -> None:
+        await session.subscribe("t/early", 1, lambda payload, _: got.append(payload))
+        await session.says(True)
+        assert session.reads("t/early") and session.reads("t/late")
+        session.post("t/late", b"one")
+        session.post("t/early", b"two")
+        while len(got) < 2:  # noqa: ASYNC110 - nothing to be woken by
+            await asyncio.sleep(0.001)
+        session.unsubscribe("t/late")
+        assert not session.reads("t/late")
+
+    meet(MqttSettings(broker=brokers.amqtt(), version="3.1.1"), Path(), scene)
+
+
+@pytest.mark.parametrize("when", ["as it connects", "later"])
+def test_what_the_broker_does_not_let_us_read_is_known(when):
+    port = free_ports(1)[0]
+    topics = ["t/mine", "prohibited"]  # the second is what amqtt's example of a rule refuses
+
+    async def whole() -> None:
+        async with amqtt_of_ours(port, {"amqtt.plugins.topic_checking.TopicTabooPlugin": {}}):
+            session = Watched(MqttSettings(broker=f"mqtt://127.0.0.1:{port}", version="3.1.1"))
+            if when == "later":
+                session.start()
+                await session.says(True)
+            said = [await session.subscribe(topic, 1, lambda *_: None) for topic in topics]
+            if when != "later":
+                session.start()
+                await session.says(True)
+            assert said == [when == "later", False]
+            assert [session.reads(topic) for topic in topics] == [True, False]
+            await session.close()
+
+    asyncio.run(whole())
+
+
 @contextlib.asynccontextmanager
-async def amqtt_over_websockets(folder: Path, port: int):
-    listener = {"type": "ws", "bind": f"127.0.0.1:{port}", "ssl": True}
-    listener |= {"certfile": str(folder / "server.pem"), "keyfile": str(folder / "server.key")}
+async def amqtt_of_ours(port: int, plugins: dict, **listener):
+    listener = {"type": "tcp", "bind": f"127.0.0.1:{port}", **listener}
     allowed = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
-    broker = Broker({"listeners": {"default": listener}, "plugins": allowed})
+    broker = Broker({"listeners": {"default": listener}, "plugins": allowed | plugins})
     await broker.start()
     yield
     await broker.shutdown()
+
+
+def amqtt_over_websockets(folder: Path, port: int):
+    files = {"certfile": str(folder / "server.pem"), "keyfile": str(folder / "server.key")}
+    return amqtt_of_ours(port, {}, type="ws", ssl=True, **files)
 
 
 @contextlib.asynccontextmanager
