@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -86,6 +87,9 @@ class Spool:
         """
         try:
             memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                with suppress(OSError):  # a kernel without them: more faults, and as good
+                    memory.madvise(mmap.MADV_HUGEPAGE)
             view = memoryview(memory)
             # the kernel touches them, without Python's lock: the loop goes on meanwhile
             with Path("/dev/zero").open("rb", buffering=0) as zeros:

@@ -160,3 +160,9 @@ def test_a_full_file_system(tmp_path):
     )
     said = in_own_mounts(f"mount -t tmpfs -o size=1m none {tmp_path}", script)
     assert said.endswith("no room for a payload of 4194304 bytes: No space left on device")
+
+
+def test_a_kernel_without_huge_pages_gives_small_ones(monkeypatch):
+    monkeypatch.setattr("mmap.MADV_HUGEPAGE", 9999, raising=False)  # EINVAL
+    made = Spool.prepare(10)
+    assert made is not None and bytes(made) == bytes(10)
