@@ -14,6 +14,7 @@ from crypto.identity import NodeId
 from node.protocol.ballots import Ballots
 from node.protocol.catchup import CatchUp
 from node.protocol.context import Context, Entropy, Rng, Sign, Verify
+from node.protocol.edges import left_out
 from node.protocol.ending import Ending
 from node.protocol.frames import encode
 from node.protocol.heads import HeadBook
@@ -395,8 +396,8 @@ class Core:
             return False  # a stream of versions must not put the end of waiting off
         if phase in (Phase.STARTING, Phase.TRAINING, Phase.ENCODING, Phase.COLLECTING):
             replica = peer.replica if peer else None
-            # never overwrite the replica of the round in hand before it is mixed
+            # never overwrite the replica of the round in hand while it may count at both ends
             in_hand = current + 1 if phase is Phase.STARTING else current
-            if replica is not None and replica.head.header.round == in_hand:
-                return head.header.round <= in_hand
+            if peer and replica is not None and replica.head.header.round == in_hand:
+                return head.header.round <= in_hand or left_out(peer, in_hand)
         return True

@@ -59,6 +59,7 @@ class Peer:
     have_version: int = 0  # highest of our versions (under our boot) that it applied
     used_round: int = 0  # the last round in which it says that it mixed our version …
     used_boot: int = 0  # … under this incarnation: of what a lost disk forgot it holds nothing
+    left_out: range = range(0)  # the last rounds in a row that it says it mixed without ours
     refused_version: int = 0
     refused_why: str = ""
     bad_round: int = 0  # the newest round whose version of this peer was refused here

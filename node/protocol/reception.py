@@ -1,7 +1,7 @@
 """Versions of others: from an offer through checks, chunks and Apply to a replica and a Have.
 
 A version waits in ``ready`` while it must not be applied: during a mix, and when it would replace
-the replica of the round in hand by a later one.
+the replica of the round in hand by a later one while that may still count at both ends.
 """
 
 from __future__ import annotations

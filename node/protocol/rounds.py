@@ -10,7 +10,7 @@ from typing import Final
 from crypto.identity import NodeId
 from node.protocol.context import Context
 from node.protocol.deadline import Arrivals
-from node.protocol.edges import Use, counts, use
+from node.protocol.edges import Use, counts, left_out, use
 from node.protocol.heads import HeadBook
 from node.protocol.links import Links
 from node.protocol.peers import Peer
@@ -182,6 +182,8 @@ class Rounds:
             newest = max(newest, waiting.head.header.round)
         if newest != current:
             return newest > current
+        if left_out(peer, current):
+            return True
         return peer.bad_round == newest or peer.refused_version >= version
 
     # ── mixing ──
@@ -256,9 +258,13 @@ class Rounds:
             return
         mixed, used = head.header.mixed_round, self._my_mark in head.header.counted
         if head.header.incarnation > peer.used_boot:
-            peer.used_boot, peer.used_round = head.header.incarnation, 0
+            peer.used_boot = head.header.incarnation
+            peer.used_round, peer.left_out = 0, range(0)
         if used:
             peer.used_round = max(peer.used_round, mixed)
+        elif mixed >= peer.left_out.stop:
+            first = peer.left_out.start if mixed == peer.left_out.stop else mixed
+            peer.left_out = range(first, mixed + 1)
         if not peer.counted_rounds or mixed < peer.counted_rounds[0]:
             return
         if mixed in peer.counted_rounds and not used:

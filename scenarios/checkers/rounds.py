@@ -46,7 +46,9 @@ class Rounds:
         self._stood_until: dict[NodeId, float] = {}
         self._since_jump: dict[NodeId, int] = {}  # rounds mixed
         self._reached = 0  # the furthest round that an honest node has in hand
-        self._used: dict[tuple[NodeId, NodeId], int] = {}  # (mixer, owner): the last such round
+        self._mixed: dict[NodeId, int] = {}  # the furthest round that each has mixed
+        # (mixer, owner): the last round for which it mixed that neighbour's version of it
+        self._used: dict[tuple[NodeId, NodeId], int] = {}
         self.accused: dict[NodeId, set[NodeId]] = {}  # by whom, and whom: while it is remembered
         self._linked: dict[NodeId, set[NodeId]] = {}  # links that count
         self._fresh: set[NodeId] = set()  # new in the training, and not yet past its start
@@ -132,6 +134,12 @@ class Rounds:
             said = f"{self._all.name(node)} mixes {self._all.name(other)}, who holds nothing of it"
             self._found["edges"].fail(f"{said}, in round {round_}", at)
 
+    def left_out(self, node: NodeId, by: NodeId, round_: int) -> bool:
+        """Whether ``by`` went on from a round without ``node``'s version of it."""
+        if self._all.attacks(by):
+            return True  # whatever it says of itself harms that edge alone
+        return self._mixed.get(by, 0) >= round_ and self._used.get((by, node)) != round_
+
     def rebase(self, node: NodeId, effect: Rebase, at: float) -> None:
         if not self._found["starts"].held(not 0 < len(effect.members) < STARTS_MIN):
             said = f"{self._all.name(node)} starts again from {len(effect.members)}"
@@ -139,8 +147,13 @@ class Rounds:
 
     def _round(self, node: NodeId, notice: RoundDone, at: float) -> None:
         self._since_jump[node] = self._since_jump.get(node, JUMP_EVERY) + 1
-        for source in notice.mixed:
-            self._used[node, source.member] = notice.round
+        self._mixed[node] = max(notice.round, self._mixed.get(node, 0))
+        used = {source.member for source in notice.mixed if not source.age}
+        for owner in self._roster.members[node].neighbours:
+            if owner in used:
+                self._used[node, owner] = notice.round
+            elif self._used.get((node, owner)) == notice.round:
+                del self._used[node, owner]  # it was killed, and mixed the round again without
         limit = self._policy.deadline_max_s + self._late_s + _SLACK_S
         stood = at - notice.waited_s <= self._stood_until.get(node, -math.inf)
         if not self._found["deadline"].held(stood or notice.waited_s <= limit):

@@ -161,6 +161,7 @@ class Taken:
         in_hand = self._done.get(node, 0) + 1
         finding = self._found["in-hand"]
         kept = before is None or before.round != in_hand or header.round <= in_hand
+        kept = kept or self._all.left_out(node, effect.member, in_hand)
         if not finding.held(kept or self._phase.get(node) in ("catching-up", "final")):
             said = f"of round {header.round}, with that of round {in_hand} in hand"
             finding.fail(self._says(node, header, said), at)

@@ -176,6 +176,10 @@ class Checkers:
         """Whether a link of it to an honest neighbour stands."""
         return any(peer not in self._attackers for peer in self._rounds.linked(node))
 
+    def left_out(self, node: NodeId, by: NodeId, round_: int) -> bool:
+        """Whether a neighbour went on from a round without ``node``'s version of it."""
+        return self._rounds.left_out(node, by, round_)
+
     def accused(self, by: NodeId) -> Set[NodeId]:
         """Whom a node has accused, as far as its notices and its disk know."""
         return self._rounds.accused.get(by, set())

@@ -50,7 +50,7 @@ def test_sockets_go_on_and_the_others_meet_again(seed: int) -> None:
     linked = {name: rows(name, cut.start + 2, cut.end) for name in OTHERS}
     assert all(len(during) > 20 for during in linked.values())
     assert not any(row.alone for during in linked.values() for row in during)
-    assert all(row.mixed for name in OTHERS[:3] for row in linked[name]), "by their sockets"
+    assert all(row.mixed for during in linked.values() for row in during), "by their sockets"
     alone = rows("clinic-d", cut.start + 2, cut.end)
     assert len(alone) > 40, "it waits for nobody"
     assert all(row.alone and not row.mixed for row in alone)

@@ -289,6 +289,39 @@ def test_a_source_that_may_not_be_mixed_is_seen(effect: ev.Mix) -> None:
     assert names(checkers) == [INVARIANTS["sources"][0]]
 
 
+def test_what_its_owner_mixed_without_us_may_give_way() -> None:
+    """The same as ``in_hand``, but B was done with round 2 and had nothing of A in it."""
+    checkers = held()
+    checkers.notice(B, done(mixed=(C,), round_=2), 0.9)
+    in_hand(checkers)
+    assert names(checkers) == []
+
+
+@pytest.mark.parametrize("further", [0, 1, 2])
+def test_what_its_owner_mixed_with_us_may_not(further: int) -> None:
+    """However far B has gone on since."""
+    checkers = held()
+    checkers.notice(B, done(mixed=(A, C), round_=2), 0.9)
+    for round_ in range(3, 3 + further):
+        checkers.notice(B, done(mixed=(C,), round_=round_), 0.9)
+    in_hand(checkers)
+    assert names(checkers) == [INVARIANTS["in-hand"][0]]
+
+
+def test_a_round_that_was_mixed_again_after_a_kill_counts_as_the_last_time() -> None:
+    checkers = held()
+    checkers.notice(B, done(mixed=(A, C), round_=2), 0.8)
+    checkers.notice(B, done(mixed=(C,), round_=2), 0.9)
+    in_hand(checkers)
+    assert names(checkers) == []
+
+
+def test_what_an_attacker_says_of_its_rounds_harms_its_own_edge() -> None:
+    checkers = held(B)
+    in_hand(checkers)
+    assert names(checkers) == []
+
+
 def test_replicas_end_with_the_process() -> None:
     checkers = held()
     checkers.boot(A, ev.CoreState())

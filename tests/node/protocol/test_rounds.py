@@ -418,6 +418,30 @@ def test_a_slow_node_is_heard_and_arrives() -> None:
     assert any(s.age > 0 for s in heard) or len(heard) > 20
 
 
+@pytest.mark.parametrize(("slow", "latency_s"), [(3.0, 0.45), (5.95, 0.01), (6.3, 0.01)])
+def test_who_is_always_a_moment_too_late_hears_and_is_heard(slow: float, latency_s: float) -> None:
+    """Node 3's versions come just after node 0's wait is over, round after round."""
+    models = [(0.0,), (0.0,), (0.0,), (1.0,)]
+    late = policy(120, 0, start_members=4)
+    net = Network([(0, 1), (0, 2), (1, 2), (0, 3)], 4, policy=late, models=models)
+    Watch(net)
+    net.slow[net.ids[3]] = slow
+    net.latency[net.ids[0], net.ids[3]] = latency_s
+    net.start()
+    net.run(until=500)
+    nodes = finished(net)
+    fast, other = nodes[0].rounds(), nodes[3].rounds()
+    apart = [done for done in other if all(source.age for source in done.mixed)]
+    assert len(apart) > 100, "out of step"
+    assert sum(not done.mixed for done in other) <= 2
+    assert sum(net.ids[3] not in {s.member for s in done.mixed} for done in fast) <= 6
+    # while they get into this step some edges are used by one end only; from then on all is even
+    assert nodes[3].core.half_edges <= 6
+    assert [node.model[0] for node in nodes] == pytest.approx([0.25] * 4, abs=0.03)
+    if not nodes[3].core.half_edges:
+        assert [node.model[0] for node in nodes] == pytest.approx([0.25] * 4, abs=1e-3)
+
+
 def test_a_model_over_the_inline_bound_travels_in_chunks() -> None:
     big = [tuple([float(i)] * 20_000) for i in range(3)]
     net = Network(ring(3), 3, policy=policy(1, 4, start_members=3), models=big)
