@@ -2,12 +2,13 @@
 
     python benchmarks/broker.py upload [--mb 64] [--neighbours 8]
     python benchmarks/broker.py away [--seconds 30]
-    python benchmarks/broker.py restarts [--mb 1000] [--every 10] [--loss 0.02]
+    python benchmarks/broker.py restarts [--mb 1000] [--every 10] [--loss 0.02] [--mb-per-s 25]
 
 upload: one publisher, d receivers, each a process; the broker's inbound bytes are counted by a
 proxy in front of it. restarts: one publisher and one receiver; the proxy drops a share of all
-messages in both directions and kills and starts mosquitto every so often. Every chunk is compared
-bit for bit; memory is the peak of a process's resident set over that before the transfer.
+messages in both directions and kills and starts mosquitto every so often; it takes so much of each
+client in a second (0: all that comes), so that a transfer sees several restarts. Every chunk is
+compared bit for bit; memory is the peak of a process's resident set over that before the transfer.
 away: the five hospitals of the demo, two of them with sockets, train through mosquitto, which is
 killed in mid-run and comes back after so long.
 """
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two restarts")
     parser.add_argument("--seconds", type=float, default=30.0, help="that the broker is away")
     parser.add_argument("--loss", type=float, default=0.02)
+    parser.add_argument("--mb-per-s", type=float, default=25.0, help="through restarts' proxy")
     parser.add_argument("--url", help=argparse.SUPPRESS)
     parser.add_argument("--me", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--all", type=int, help=argparse.SUPPRESS)
@@ -51,7 +53,8 @@ def main() -> int:
     elif options.what == "upload":
         asyncio.run(upload(options.mb or 64, options.neighbours))
     else:
-        asyncio.run(restarts(options.mb or 1000, options.every, options.loss))
+        at_s = options.mb_per_s * 1e6 or None
+        asyncio.run(restarts(options.mb or 1000, options.every, options.loss, at_s))
     return 0
 
 
@@ -258,7 +261,7 @@ async def upload(mb: int, neighbours: int) -> None:
     print(f"slowest receiver               {max(one['s'] for one in said):8.1f} s")
 
 
-async def restarts(mb: int, every: float, loss: float) -> None:
+async def restarts(mb: int, every: float, loss: float, bytes_per_s: float | None) -> None:
     import brokers
     from hostile import Hostile
 
@@ -278,6 +281,7 @@ async def restarts(mb: int, every: float, loss: float) -> None:
             return False
 
         proxy.passes = passes
+        proxy.bytes_per_s = bytes_per_s
 
         async def shake() -> None:
             nonlocal reconnects, broker_kb

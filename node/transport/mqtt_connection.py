@@ -173,7 +173,7 @@ class Connection(Attempt):
             self._ask(_ASKS, answer_s, self._loop.time())
 
     def _ask(self, left: int, answer_s: float, since: float) -> None:
-        """Ask as often, then judge; what came before the second question may have been on its way."""
+        """Ask so often, then judge; what comes before the second question may be no answer."""
         self._asking = None
         session = self._owner.session
         if self.link is None or self.closing or session.since > since or not session.up:

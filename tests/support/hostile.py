@@ -77,6 +77,7 @@ class Hostile:
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._server: asyncio.Server | None = None
         self.published_bytes = 0  # by clients, that got through
+        self.bytes_per_s: float | None = None  # that it takes of each client
         self.url = ""
 
     async def start(self, port: int = 0) -> str:
@@ -123,8 +124,13 @@ class Hostile:
     async def _upwards(
         self, reader: asyncio.StreamReader, up: asyncio.StreamWriter, side: Side
     ) -> None:
+        loop = asyncio.get_running_loop()
+        taken_at = loop.time()
         while True:
             kind, flags, body, raw = await read_packet(reader)
+            if self.bytes_per_s is not None:
+                taken_at = max(taken_at, loop.time() - 0.1) + len(raw) / self.bytes_per_s
+                await asyncio.sleep(taken_at - loop.time())
             if kind == PUBLISH:
                 message = Message(flags, body)
                 if not self.passes(message, True):
