@@ -32,6 +32,7 @@ from node.compose_parts import (
     node_toml,
     quoted,
 )
+from node.compose_results import RESULTS, telling, until_told
 from node.errors import ConfigError
 from node.transport.addresses import is_broker, parse_address
 from node.types.settings import CharterSettings, MqttSettings
@@ -240,6 +241,7 @@ def demonstration(name: str, graph: Graph, options: Options, *, charter: str) ->
     charter: the draft's path, relative to the compose file.
     """
     _refuse_taken(graph, INIT)
+    _refuse_taken(graph, RESULTS)
     _refuse_broker_taken(graph, options)
     head = f"""{MADE_BY}`: {options.command}
 #
@@ -247,17 +249,19 @@ def demonstration(name: str, graph: Graph, options: Options, *, charter: str) ->
 # for each of them, so that one command shows a consortium at work. Real members never let anybody
 # do that: docs/compose.md shows what each of them runs instead.
 #
-#   docker compose up          trains to the end; the last line of each service is its result
-#   docker compose logs clinic-a
+#   docker compose up          trains, prints what each reached (service `results`), and ends
+#   docker compose logs clinic-a        its last line is that member's result
 #   docker compose down -v     and the volumes with keys, logs and models are gone
 #
-{_who_is_reached(options)}""".replace("clinic-a", graph.nodes[0])
+{_who_is_reached(options)}{_how_long(options)}""".replace("clinic-a", graph.nodes[0])
     settings = f"{STATE}/node.toml"
     founded = (INIT, "service_completed_successfully")
     broker, reached = options.broker, _reached(graph, options)
     services = [founding(name, graph.nodes, options, charter)]
-    services += [_broker(broker, reached, founded)] if broker else []
+    if broker:
+        services.append(_broker(broker, reached, founded) + until_told(CONFIG))
     services += [_service(m, [f"{m}:{STATE}"], reached, None) for m in graph.nodes]
+    services.append(telling(graph.nodes, options))
     volumes = [*([broker.config] if broker else []), *graph.nodes]
     return _file(
         head,
@@ -290,8 +294,14 @@ def _who_is_reached(options: Options) -> str:
 """
     return """\
 # No member can reach another: each shares a network with the broker, which leads nowhere else. They
-# meet there, and it can neither read nor forge what they say. It stays when all have finished.
+# meet there, and it can neither read nor forge what they say.
 """
+
+
+def _how_long(options: Options) -> str:
+    if options.broker is None:
+        return ""
+    return "# It ends when all have finished; a real one stays.\n"
 
 
 def _refuse_broker_taken(graph: Graph, options: Options) -> None:

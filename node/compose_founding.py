@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from node.compose_parts import PORT, SETTINGS, Options, node_toml, quoted
+from node.compose_results import FINISHED
 from node.types.settings import MqttSettings
 
 INIT: Final = "init"
@@ -46,6 +47,7 @@ def founding(name: str, members: Sequence[str], options: Options, charter: str) 
         address=address,
         settings=settings,
         user=NODE_USER,
+        again="" if broker is None else _AGAIN,
         made="" if broker is None else _MADE.format(sealed=sealed),
         kept="" if broker is None else _KEPT.format(user=broker.user.partition(":")[0]),
         given="" if broker is None else _GIVEN.format(password=PASSWORD),
@@ -84,7 +86,7 @@ def give(folder, user):
 
 members = "{members}".split()
 seats = [Path("/members", member) for member in members]
-if (seats[-1] / "{sealed}").exists():
+{again}if (seats[-1] / "{sealed}").exists():
     print("init: founded before; the nodes go on from their volumes")
     raise SystemExit
 print("init: FOR DEMONSTRATION: makes the keys of all members, signs for each", flush=True)
@@ -111,6 +113,9 @@ with contextlib.redirect_stdout(io.StringIO()):
 grapevine("consortium", "verify", "{sealed}")
 print("init: done; the members' keys lie in their volumes")"""
 
+_AGAIN: Final = f"""\
+Path("/broker/{FINISHED}").unlink(missing_ok=True)
+"""
 _MADE: Final = """\
     grapevine("broker", "{sealed}", "--out", "broker")
 """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import engine
@@ -40,13 +40,16 @@ def demonstration(folder: Path, image: str, *words: str) -> Project:
     return Project(folder)
 
 
-def train(project: Project, asked: dict[str, str], *first: str) -> None:
+def train(
+    project: Project, asked: dict[str, str], also: Callable[[Project], None] = lambda _: None
+) -> None:
     """Until all have ended. Without clinic-a the others wait, and can be asked at leisure."""
-    project("up", "--detach", *first, *MEMBERS[1:])
+    project("up", "--detach", *MEMBERS[1:])
     project.until("clinic-b", "listening on")
     ask(project, asked)
+    also(project)
     project("up", "--detach")
-    for member in MEMBERS:
+    for member in (*MEMBERS, "results"):
         assert project.ended(member) == "0", project.lines(member)[-5:]
 
 
@@ -68,7 +71,8 @@ def met(tmp_path_factory: pytest.TempPathFactory, node_image: str) -> Iterator[P
     folder = tmp_path_factory.mktemp("broker")
     project = demonstration(folder, node_image, "--broker", "--subnets", free_range())
     try:
-        train(project, ASKED_AT_BROKER)
+        train(project, ASKED_AT_BROKER, ask_broker)
+        assert project.ended("broker") == "0", "`up` would not come to its end"
         yield project
     finally:
         project("down", "--volumes", check=False)
@@ -102,6 +106,20 @@ def ask(project: Project, asked: dict[str, str]) -> None:
         asked[key] = f"{ran.returncode} {ran.stdout} {ran.stderr}"
 
 
+def ask_broker(project: Project) -> None:
+    """What can be seen of the broker only while it runs."""
+    container = project.container("broker")
+    for key, words in {
+        "user": ("id", "-u"),
+        "write": ("touch", "/mosquitto/config/x"),
+        "settings": ("cat", "/mosquitto/config/mosquitto.conf"),
+    }.items():
+        ran = engine.docker("exec", container, *words, check=False)
+        ASKED_AT_BROKER[key] = ran.stdout + ran.stderr
+    look = json.loads(engine.docker("inspect", container).stdout)[0]
+    ASKED_AT_BROKER["health"] = look["State"]["Health"]["Status"]
+
+
 def results(project: Project) -> dict[str, tuple[float, float]]:
     """(accuracy, AUROC) of each member, from the last line that it printed."""
     found = {}
@@ -127,6 +145,18 @@ def test_each_hospital_finishes_and_its_last_line_is_the_result(
     for accuracy, auroc in results(request.getfixturevalue(way)).values():
         assert accuracy >= ACCURACY_MIN
         assert auroc >= AUROC_MIN
+
+
+@pytest.mark.parametrize("way", ["trained", "met"])
+def test_the_last_service_says_what_all_have_reached(
+    way: str, request: pytest.FixtureRequest
+) -> None:
+    project = request.getfixturevalue(way)
+    told = project.lines("results")
+    assert told[0].startswith("all have finished")
+    for member, (accuracy, auroc) in results(project).items():
+        (line,) = [one for one in told if one.startswith(member)]
+        assert f"accuracy {accuracy:.3f}, auroc {auroc:.3f};" in line
 
 
 def test_the_volumes_hold_the_models(trained: Project, node_image: str) -> None:
@@ -189,13 +219,9 @@ def test_each_member_logs_in_as_itself_and_no_password_is_shown(met: Project) ->
 
 
 def test_the_broker_is_locked_down_and_knows_nobody_without_a_password(met: Project) -> None:
-    container = met.container("broker")
-    look = json.loads(engine.docker("inspect", container).stdout)[0]
-    assert look["State"]["Health"]["Status"] == "healthy"
-    assert engine.docker("exec", container, "id", "-u").stdout.strip() == "1883"
-    ran = engine.docker("exec", container, "touch", "/mosquitto/config/x", check=False)
-    assert "Read-only file system" in ran.stderr
-    assert ASKED_AT_BROKER["anonymous"].startswith("0 Not authorized")
-    settings = engine.docker("exec", container, "cat", "/mosquitto/config/mosquitto.conf").stdout
-    deployed = (engine.ROOT / "deploy" / "mosquitto.conf").read_text()
-    assert settings == deployed
+    asked = ASKED_AT_BROKER
+    assert asked["health"] == "healthy"
+    assert asked["user"].strip() == "1883"
+    assert "Read-only file system" in asked["write"]
+    assert asked["anonymous"].startswith("0 Not authorized")
+    assert asked["settings"] == (engine.ROOT / "deploy" / "mosquitto.conf").read_text()

@@ -155,15 +155,17 @@ def test_a_demonstration_waits_for_its_keys_and_says_what_it_is() -> None:
     init = made["services"].pop("init")
     assert init["network_mode"] == "none"
     assert {volume.split(":")[0] for volume in init["volumes"]} == {*RING.nodes, "./heart.toml"}
-    for service in made["services"].values():
-        assert service["depends_on"] == {"init": {"condition": "service_completed_successfully"}}
+    for name in RING.nodes:
+        waits = made["services"][name]["depends_on"]
+        assert waits == {"init": {"condition": "service_completed_successfully"}}
     compile(init["entrypoint"][2], "init", "exec")
     assert "$" not in init["entrypoint"][2]  # Compose would read it as a variable
 
 
-def test_a_member_called_like_the_other_service_is_refused() -> None:
-    graph = Graph(["init", "b"], [("init", "b")])
-    with pytest.raises(ConfigError, match="a member is called 'init'"):
+@pytest.mark.parametrize("name", ["init", "results"])
+def test_a_member_called_like_another_service_is_refused(name: str) -> None:
+    graph = Graph([name, "b"], [(name, "b")])
+    with pytest.raises(ConfigError, match=f"a member is called '{name}'"):
         compose.demonstration("heart", graph, OPTIONS, charter="./heart.toml")
 
 
@@ -238,9 +240,31 @@ def test_a_demonstration_makes_the_brokers_settings_too() -> None:
     broker = made["services"].pop("broker")
     assert broker["depends_on"] == {"init": {"condition": "service_completed_successfully"}}
     assert broker["volumes"] == ["broker:/mosquitto/config:ro"]
+    results = made["services"].pop("results")
+    assert "broker:/broker" in results["volumes"]
     for service in made["services"].values():
         assert sorted(service["depends_on"]) == ["broker", "init"]
         assert not [one for one in service["volumes"] if one.startswith("broker")]
+
+
+def test_a_demonstration_ends_when_all_have_finished() -> None:
+    at_broker = structs.replace(AT_BROKER, broker=compose.demonstration_broker())
+    for options in (OPTIONS, at_broker):
+        text = compose.demonstration("heart", RING, options, charter="./heart.toml")
+        services = yaml.safe_load(text)["services"]
+        results = services["results"]
+        compile(results["entrypoint"][2], "results", "exec")
+        assert "$" not in results["entrypoint"][2]
+        assert results["network_mode"] == "none" and "restart" not in results
+        assert results["depends_on"] == {n: {"condition": "service_started"} for n in RING.nodes}
+        members = [f"{n}:/members/{n}:ro" for n in RING.nodes]
+        assert [one for one in results["volumes"] if not one.startswith("broker")] == members
+    # both look at the same file, and `init` takes it away before the next time
+    assert "/broker/finished" in results["entrypoint"][2]
+    assert "[ -e /mosquitto/config/finished ]" in services["broker"]["command"][2]
+    assert 'Path("/broker/finished").unlink' in services["init"]["entrypoint"][2]
+    kept = compose.whole("heart", RING, {}, AT_BROKER, sealed="heart.consortium")
+    assert "command" not in yaml.safe_load(kept)["services"]["broker"], "a real one stays"
 
 
 def test_a_member_called_broker_is_refused_where_there_is_one() -> None:
