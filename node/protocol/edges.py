@@ -65,7 +65,7 @@ def use(me: Member, other: Member, peer: Peer, *, round_: int, version: int, sta
     if apart > stale_max and label <= round_:
         return Use(None, why=f"{apart} rounds behind, at most {stale_max} are used")
     # who is further ahead than that uses nothing of ours, but is where this node has to go
-    age = min(apart, stale_max)
+    age = max(1, min(apart, stale_max))
     return Use(Source(peer.id, weight(me, other, age), age))
 
 

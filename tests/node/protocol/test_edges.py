@@ -92,6 +92,7 @@ def test_where_nothing_late_is_used_who_is_ahead_still_is() -> None:
     assert use(ME, OTHER, peer(5, without=range(5, 6)), round_=5, version=7, stale_max=0).why
     ahead = use(ME, OTHER, peer(6), round_=5, version=7, stale_max=0)
     assert ahead.source is not None and not ahead.mutual
+    assert ahead.source.age == 1, "it does not count at the other end: never at full weight"
 
 
 def test_a_refusal_is_named() -> None:
