@@ -28,9 +28,9 @@ NEIGHBOURS = {
 }
 # what the library's scenario expects of the same training in simulation and on processes
 AUROC_MIN, ACCURACY_MIN = 0.97, 0.92
-# Arrivals come in another order in each run; over seeds, which change more, the worst node's
-# accuracy spreads by 0.035 in simulation.
-ACCURACY_NOISE = 0.02
+# Nodes draw their batches from entropy of their own: four runs of one charter over sockets gave
+# accuracies of 0.947 to 0.974, four at a broker the same, all of them an AUROC of 0.997 or 0.998.
+ACCURACY_NOISE, AUROC_NOISE = 0.036, 0.006
 
 
 def demonstration(folder: Path, image: str, *words: str) -> Project:
@@ -192,7 +192,9 @@ def test_started_again_it_goes_on_from_its_volumes(trained: Project) -> None:
 def test_through_a_broker_they_learn_the_same(trained: Project, met: Project) -> None:
     over_sockets, at_broker = results(trained), results(met)
     for member in MEMBERS:
-        assert at_broker[member] == pytest.approx(over_sockets[member], abs=ACCURACY_NOISE)
+        (accuracy, auroc), (same, alike) = at_broker[member], over_sockets[member]
+        assert accuracy == pytest.approx(same, abs=ACCURACY_NOISE)
+        assert auroc == pytest.approx(alike, abs=AUROC_NOISE)
 
 
 def test_nothing_goes_round_the_broker(met: Project) -> None:
