@@ -58,7 +58,7 @@ def main() -> int:
                 url = options.broker
                 if options.transport == "mqtt" and url is None:
                     from scenarios.broker import broker
-                    from scenarios.founding import free_ports
+                    from scenarios.ports import free_ports
 
                     url = stack.enter_context(broker(free_ports(1)[0]))
                 found = measure(options.mb, options.rounds, url)

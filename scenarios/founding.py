@@ -6,11 +6,9 @@ the same functions; only that one person does them for all, which real members n
 
 from __future__ import annotations
 
-import secrets
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import tomlkit
@@ -44,11 +42,8 @@ from node.types.settings import (
     StartSettings,
     TaskSettings,
 )
+from scenarios.ports import LOOPBACK, free_ports
 from topology.settings import TopologySettings
-
-LOOPBACK: Final = "127.0.0.1"
-_PORT_MIN: Final = 10_000
-_EPHEMERAL_MIN: Final = 32_768  # Linux's default; outgoing connections take ports from there on
 
 
 class Seat(Struct, frozen=True, kw_only=True):
@@ -134,29 +129,6 @@ def found(
         for member in names
     }
     return Founded(directory=directory, consortium=load_consortium(sealed), seats=seats, parts=rows)
-
-
-def free_ports(count: int) -> list[int]:
-    """Loopback ports nobody listens on, all different.
-
-    They lie below the range from which outgoing connections get theirs: a node that is down for a
-    while must find its port free when it comes back.
-    """
-    held: list[socket.socket] = []
-    try:
-        while len(held) < count:
-            probe = socket.socket()
-            held.append(probe)
-            wanted = _PORT_MIN + secrets.randbelow(_EPHEMERAL_MIN - _PORT_MIN)
-            try:
-                probe.bind((LOOPBACK, wanted if len(held) < 4 * count else 0))
-            except OSError:
-                held.remove(probe)
-                probe.close()
-        return [int(probe.getsockname()[1]) for probe in held]
-    finally:
-        for probe in held:
-            probe.close()
 
 
 def toml(value: object) -> str:

@@ -127,7 +127,7 @@ def run_processes(
 
 def _embedded_broker() -> AbstractContextManager[str]:
     from scenarios.broker import broker
-    from scenarios.founding import free_ports
+    from scenarios.ports import free_ports
 
     return broker(free_ports(1)[0])
 

@@ -161,7 +161,7 @@ def _run(scenario: Scenario, directory: Path, console: Console, transport: Trans
         url = None
         if transport is Transport.MQTT:
             from scenarios.broker import broker
-            from scenarios.founding import free_ports
+            from scenarios.ports import free_ports
 
             url = stack.enter_context(broker(free_ports(1)[0]))
             console.print(f"A broker of its own at {url}; the hospitals listen nowhere.")

@@ -18,7 +18,7 @@ from payloads import Fetcher, Payload, Server
 from node import broker as files
 from node.transport.addresses import parse_broker, seat
 from node.types.messages import MiB
-from scenarios.founding import free_ports
+from scenarios.ports import free_ports
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 with_mosquitto = pytest.mark.skipif(brokers.MOSQUITTO is None, reason=brokers.WITHOUT_MOSQUITTO)

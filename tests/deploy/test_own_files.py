@@ -16,7 +16,7 @@ from pathlib import Path
 import engine
 import pytest
 
-from scenarios.founding import free_ports
+from scenarios.ports import free_ports
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 

@@ -11,7 +11,7 @@ from node.errors import ConfigError
 from node.learning.task import load_part
 from node.strict import from_toml, load_toml
 from node.types.settings import LearningSettings, NodeSettings, SplitSettings, TaskSettings
-from scenarios.founding import Founded, found, free_ports, toml
+from scenarios.founding import Founded, found, toml
 from topology.settings import TopologySettings
 
 NAMES = ("clinic-a", "clinic-b", "clinic-c")
@@ -57,12 +57,6 @@ def test_nothing_is_founded_over_keys_that_exist(tmp_path: Path) -> None:
 def test_a_name_that_no_member_can_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="name 'Clinic A'"):
         make(tmp_path, ("Clinic A", "b"))
-
-
-def test_ports_differ_and_lie_below_those_of_outgoing_connections() -> None:
-    ports = free_ports(20)
-    assert len(set(ports)) == 20
-    assert all(10_000 <= port < 32_768 for port in ports)
 
 
 def test_settings_written_as_toml_read_the_same() -> None:

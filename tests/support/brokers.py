@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scenarios.broker import LOOPBACK, broker
-from scenarios.founding import free_ports
+from scenarios.ports import free_ports
 
 MOSQUITTO = shutil.which("mosquitto") or next(
     (str(path) for path in (Path("/usr/sbin/mosquitto"),) if path.exists()), None

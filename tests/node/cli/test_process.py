@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from scenarios.founding import free_ports
+from scenarios.ports import free_ports
 
 COMMAND = [sys.executable, "-c", "import sys; from node.cli.main import main; sys.exit(main())"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -22,7 +22,7 @@ from node.transport.mqtt_session import BACKOFF_AWAY_TRIES, Session, backoff_s
 from node.transport.mqtt_sizes import OVERHEAD_BYTES
 from node.types.messages import MiB
 from node.types.settings import MqttSettings
-from scenarios.founding import free_ports
+from scenarios.ports import free_ports
 
 needs_mosquitto = pytest.mark.skipif(brokers.MOSQUITTO is None, reason=brokers.WITHOUT_MOSQUITTO)
 
