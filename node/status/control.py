@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,15 +38,14 @@ class Control:
         """Listen. A socket left by a killed node is replaced. Raises StorageError."""
         try:
             self._clear()
-            place = self._place()
-            # asyncio binds under the process's umask; nobody may connect before the chmod
-            mask = os.umask(0o177)
+            ours = _bound(self._place())
             try:
                 self._server = await asyncio.start_unix_server(
-                    self._serve, place, limit=LINE_BYTES_MAX
+                    self._serve, sock=ours, limit=LINE_BYTES_MAX
                 )
-            finally:
-                os.umask(mask)
+            except BaseException:
+                ours.close()
+                raise
         except OSError as error:
             raise StorageError(f"{self._path}: cannot listen: {error}") from None
 
@@ -101,3 +101,21 @@ class Control:
         if not isinstance(request, dict):
             return {"error": "not a JSON object"}
         return self._handle(request)
+
+
+def _bound(place: Path) -> socket.socket:
+    """A socket that the owner alone may connect to, from its first moment on.
+
+    The umask is the whole process's: it is back before anything else of this loop runs, another
+    node that starts included.
+    """
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        made.bind(os.fspath(place))
+    except OSError:
+        made.close()
+        raise
+    finally:
+        os.umask(mask)
+    return made

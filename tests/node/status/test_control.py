@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import stat
 from pathlib import Path
@@ -51,6 +52,25 @@ def test_only_the_owner_may_connect(tmp_path: Path) -> None:
             await control.close()
 
     assert asyncio.run(mode()) == 0o600
+
+
+def test_nodes_that_start_together_leave_the_umask_as_it_was(tmp_path: Path) -> None:
+    async def together() -> None:
+        folders = [tmp_path / "a", tmp_path / "b"]
+        for folder in folders:
+            folder.mkdir()
+        controls = [Control(folder, echo) for folder in folders]
+        await asyncio.gather(*(control.start() for control in controls))
+        for folder, control in zip(folders, controls, strict=True):
+            assert stat.S_IMODE(address(folder).stat().st_mode) == 0o600
+            await control.close()
+
+    before = os.umask(0o022)
+    try:
+        asyncio.run(together())
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
 
 
 def test_a_socket_left_by_a_killed_node_is_replaced(tmp_path: Path) -> None:
