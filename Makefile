@@ -31,8 +31,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/grapevine demo
 
+# shared by two to four workers; to look into one test: .venv/bin/python -m pytest tests/…
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not docker"
+	$(BIN)/python -m pytest -q -m "not docker" -n auto
 
 # needs a Docker engine and builds the images first; without one, says why it skips
 test-docker: $(STAMP)

@@ -107,9 +107,10 @@ def test_whatever_was_drawn_has_ended_when_the_training_does() -> None:
         assert all(shape == scenario.link_shape(*pair) for pair, shape in links.items())
 
 
-def test_no_checker_fails_in_500_seeds_of_chaos() -> None:
-    seeds = range(500)
-    for outcome in explore(load_scenario("chaos"), seeds, jobs=2):
+@pytest.mark.parametrize("hundred", range(5))
+def test_no_checker_fails_in_500_seeds_of_chaos(hundred: int) -> None:
+    seeds = range(100 * hundred, 100 * hundred + 100)
+    for outcome in explore(load_scenario("chaos"), seeds):
         assert outcome.ok, f"grapevine run chaos --seed {outcome.seed}: {outcome.why}"
 
 

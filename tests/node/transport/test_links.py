@@ -9,6 +9,7 @@ import pytest
 from links_bench import IDS, Bench, play
 
 from node.errors import LocalProtocolError
+from node.transport import mqtt
 from node.transport.memory import MemoryLink
 from node.transport.tcp import Limits
 from node.types.messages import CHUNK_BYTES, FRAME_BYTES_MAX
@@ -256,7 +257,9 @@ def test_a_closed_gate_lets_nobody_through_either_way(kind):
     play(kind, scene)
 
 
-def test_a_dial_to_nobody_fails_and_may_be_tried_again_from_within(kind):
+def test_a_dial_to_nobody_fails_and_may_be_tried_again_from_within(kind, monkeypatch):
+    monkeypatch.setattr(mqtt, "ABSENT_S", 0.2)  # nobody is there to answer however long it waits
+
     async def scene(bench: Bench):
         a = await bench.member(0)
         recorder, first = bench.heard[0], bench.heard[0].on_dial_failed
