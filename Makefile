@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/grapevine demo
 
-# shared by two to four workers; to look into one test: .venv/bin/python -m pytest tests/…
+# shared by three or four workers; to look into one test: .venv/bin/python -m pytest tests/…
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not docker" -n auto
 

@@ -22,10 +22,10 @@ TOGETHER = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """For ``-n auto``: 0 is no worker beside this process, for a machine with one core."""
+    """For ``-n auto``: one more than cores, since many tests wait; on one core none."""
     known = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    return min(cores, WORKERS_MAX) if cores > 1 else 0
+    return min(cores + 1, WORKERS_MAX) if cores > 1 else 0
 
 
 @pytest.hookimpl(optionalhook=True)
