@@ -1,5 +1,5 @@
-"""The last service of a demonstration: it waits for all members, prints what each reached, and
-lets the broker go, so that `docker compose up` comes to its end.
+"""The last service of a demonstration: it waits for all members, says for whom, prints what each
+reached, and lets the broker go, so that `docker compose up` comes to its end.
 
 Members have no such service: nobody else may read their volumes, and their broker stays.
 """
@@ -72,7 +72,11 @@ def figure(value):
     return "-" if value is None else f"{{value:.3f}}"
 
 members, mark = "{members}".split(), {mark!r}
-while not all(map(finished, members)):
+waited = 0
+while missing := [member for member in members if not finished(member)]:
+    waited += 1
+    if waited % 30 == 0:
+        print(f"after {{waited}} s not finished yet: {{', '.join(missing)}}", flush=True)
     time.sleep(1)
 time.sleep(2)  # the last good-byes go out
 lines = ["all have finished; on the rows that were held out for all:"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,37 @@ def test_a_demonstration_ends_when_all_have_finished() -> None:
     assert 'Path("/broker/finished").unlink' in services["init"]["entrypoint"][2]
     kept = compose.whole("heart", RING, {}, AT_BROKER, sealed="heart.consortium")
     assert "command" not in yaml.safe_load(kept)["services"]["broker"], "a real one stays"
+
+
+def test_who_has_not_finished_is_named_while_results_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = compose.demonstration("heart", RING, OPTIONS, charter="./heart.toml")
+    script = yaml.safe_load(text)["services"]["results"]["entrypoint"][2]
+    script = script.replace("/members", str(tmp_path))
+    slept: list[float] = []
+
+    def leave(member: str, ended: str) -> None:
+        result = {"ended": ended, "accuracy": 0.95, "auroc": None, "sent_bytes": 2_000_000}
+        (tmp_path / member).mkdir(exist_ok=True)
+        (tmp_path / member / "result.json").write_text(json.dumps(result))
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 70:
+            leave(late, "finished")
+
+    late, *others = RING.nodes
+    for member in others:
+        leave(member, "finished")
+    leave(late, "stopped")  # it has a result, but goes on when it is started again
+    monkeypatch.setattr("time.sleep", sleep)
+    exec(compile(script, "results", "exec"), {})
+    waiting = [f"after {at} s not finished yet: {late}" for at in (30, 60)]
+    head, figures = "all have finished; ", "accuracy 0.950, auroc -; sent 2.00 MB"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == waiting and lines[2].startswith(head)
+    assert lines[3:] == [f"{member:12} {figures}" for member in RING.nodes]
 
 
 def test_a_member_called_broker_is_refused_where_there_is_one() -> None:
