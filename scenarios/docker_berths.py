@@ -272,7 +272,9 @@ def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 def _add(archive: tarfile.TarFile, place: str, content: bytes) -> None:
     entry = tarfile.TarInfo(place)
-    entry.size, entry.mode = len(content), 0o600
+    # to be read by all: the engine makes a file as root's and only then gives it to the image's
+    # user, who may look in between
+    entry.size, entry.mode = len(content), 0o644
     archive.addfile(_owned(entry), io.BytesIO(content))
 
 

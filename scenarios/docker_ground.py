@@ -95,7 +95,7 @@ class Containers:
         )
         node = [f"{home}/node.toml", "--plan", f"{home}/plan.json", "--seed", str(seed)]
         files: dict[str, bytes | Path] = {
-            self._changes.name: self._changes,
+            self._changes.name: self._changes.read_bytes(),
             f"{seat.name}/plan.json": msgspec.json.encode(plan),
             berth.go: json.dumps(node).encode(),  # the last: who finds it finds the rest
         }
@@ -222,7 +222,7 @@ class Containers:
         seat.node_toml.write_bytes(kept)  # the container's own is of no use here
 
     def _pass_on(self, name: str) -> None:
-        self._berths.put(self._berths.at(name), {self._changes.name: self._changes})
+        self._berths.put(self._berths.at(name), {self._changes.name: self._changes.read_bytes()})
 
     def _is_held(self, seat: Seat, berth: Berth) -> bool:
         """Whether the container has said that it is there. Raises ConfigError, as ``hold``."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -321,6 +323,24 @@ def test_an_interrupted_run_takes_everything_away(
         assert engine.docker("inspect", "--format", "{{.Id}}", stranger).stdout
     finally:
         engine.docker("rm", "--force", "--volumes", stranger)
+
+
+def test_what_a_node_waits_for_is_readable_while_it_is_still_roots(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "key").touch(0o600)
+    packed = b""
+
+    def take(*_words: str, given: bytes) -> None:
+        nonlocal packed
+        packed = given
+
+    monkeypatch.setattr("scenarios.docker_berths.docker", take)
+    files = {"n0/plan.json": b"{}", "go-1": b"[]", "n0/key": tmp_path / "key"}
+    Berths("image", ()).put(Berth("n0", "c", "v", "go-1"), files)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        modes = {entry.name: entry.mode for entry in archive if entry.isfile()}
+    assert modes == {"n0/plan.json": 0o644, "go-1": 0o644, "n0/key": 0o600}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
