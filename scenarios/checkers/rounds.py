@@ -47,8 +47,9 @@ class Rounds:
         self._since_jump: dict[NodeId, int] = {}  # rounds mixed
         self._reached = 0  # the furthest round that an honest node has in hand
         self._mixed: dict[NodeId, int] = {}  # the furthest round that each has mixed
-        # (mixer, owner): the last round for which it mixed that neighbour's version of it
-        self._used: dict[tuple[NodeId, NodeId], int] = {}
+        # (mixer, owner): the rounds for which it mixed that neighbour's version of them. All, since
+        # who starts again from a backup mixes some of them once more
+        self._used: dict[tuple[NodeId, NodeId], set[int]] = {}
         self.accused: dict[NodeId, set[NodeId]] = {}  # by whom, and whom: while it is remembered
         self._linked: dict[NodeId, set[NodeId]] = {}  # links that count
         self._fresh: set[NodeId] = set()  # new in the training, and not yet past its start
@@ -130,7 +131,9 @@ class Rounds:
         mine = self._all.published.get(node)
         theirs = self._all.taken.took.get((other, node), (0, 0))
         both = mine is not None and theirs >= (mine.incarnation, mine.version)
-        if not self._found["edges"].held(both or self._used.get((other, node), 0) >= round_):
+        if not self._found["edges"].held(
+            both or max(self._used.get((other, node), ()), default=0) >= round_
+        ):
             said = f"{self._all.name(node)} mixes {self._all.name(other)}, who holds nothing of it"
             self._found["edges"].fail(f"{said}, in round {round_}", at)
 
@@ -138,7 +141,7 @@ class Rounds:
         """Whether ``by`` went on from a round without ``node``'s version of it."""
         if self._all.attacks(by):
             return True  # whatever it says of itself harms that edge alone
-        return self._mixed.get(by, 0) >= round_ and self._used.get((by, node)) != round_
+        return self._mixed.get(by, 0) >= round_ and round_ not in self._used.get((by, node), ())
 
     def rebase(self, node: NodeId, effect: Rebase, at: float) -> None:
         if not self._found["starts"].held(not 0 < len(effect.members) < STARTS_MIN):
@@ -151,9 +154,9 @@ class Rounds:
         used = {source.member for source in notice.mixed if not source.age}
         for owner in self._roster.members[node].neighbours:
             if owner in used:
-                self._used[node, owner] = notice.round
-            elif self._used.get((node, owner)) == notice.round:
-                del self._used[node, owner]  # it was killed, and mixed the round again without
+                self._used.setdefault((node, owner), set()).add(notice.round)
+            elif (node, owner) in self._used:  # it was killed, and mixes the round again without
+                self._used[node, owner].discard(notice.round)
         limit = self._policy.deadline_max_s + self._late_s + _SLACK_S
         stood = at - notice.waited_s <= self._stood_until.get(node, -math.inf)
         if not self._found["deadline"].held(stood or notice.waited_s <= limit):

@@ -316,6 +316,20 @@ def test_a_round_that_was_mixed_again_after_a_kill_counts_as_the_last_time() -> 
     assert names(checkers) == []
 
 
+@pytest.mark.parametrize("again", [(2,), (1, 2)], ids=str)
+def test_what_was_mixed_again_alone_is_that_round_and_no_earlier_one(
+    again: tuple[int, ...],
+) -> None:
+    """B mixed rounds 1 and 2 with A, then some again, from a backup. A does round 1 once more."""
+    checkers = held()
+    checkers.notice(B, done(mixed=(A,), round_=2), 0.8)
+    for round_ in again:
+        checkers.notice(B, done(round_=round_), 0.9)
+    checkers.notice(A, published(version=2), 1.0)
+    checkers.mix(A, mix((B, 0.3, 0)), 1.0)
+    assert names(checkers) == ([INVARIANTS["edges"][0]] if 1 in again else [])
+
+
 def test_what_an_attacker_says_of_its_rounds_harms_its_own_edge() -> None:
     checkers = held(B)
     in_hand(checkers)
