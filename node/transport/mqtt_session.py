@@ -54,6 +54,7 @@ class Session:
         self._client: Client | None = None
         self._topics: dict[str, tuple[int, Receive]] = {}
         self._granted: dict[str, bool] = {}  # what the broker said to each, on this connection
+        self._asked: dict[str, None] = {}  # of any connection: may still come here
         self._posts: deque[tuple[str, bytes, bool]] = deque()
         self._bulk: deque[tuple[str, bytes, Callable[[], None] | None]] = deque()
         self._posted = asyncio.Event()
@@ -120,7 +121,9 @@ class Session:
     def unsubscribe(self, topic: str) -> None:
         """Forget ``topic``; the broker is told without waiting for its answer."""
         self._granted.pop(topic, None)
-        if self._topics.pop(topic, None) is not None and self.up:
+        self._topics.pop(topic, None)
+        if self.up and topic in self._asked:  # else when it is there again, or it never heard of it
+            del self._asked[topic]
             self._post("", topic.encode(), retain=False)
 
     def post(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
@@ -208,11 +211,14 @@ class Session:
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(self._read(client))
             await self._sizes.find_out(client)
-            # Messages come already, and what they begin has topics of its own: until none is new.
-            while wanted := [topic for topic in self._topics if topic not in self._granted]:
-                await self._ask_for(client, wanted)
+            # Messages come already, and what they begin has topics of its own. From 'up' on those
+            # ask for themselves: asking until none is new, who begins many would keep us down.
+            await self._ask_for(client, list(self._topics))
             self._client, self.up, self._first = client, True, False
             self.since = asyncio.get_running_loop().time()
+            for topic in [topic for topic in self._asked if topic not in self._topics]:
+                self.unsubscribe(topic)  # it was dropped while the broker could not be told
+            await self._ask_for(client, [t for t in self._topics if t not in self._granted])
             for _ in range(LANES):
                 group.create_task(self._posting(client))
             group.create_task(self._bulking(client))
@@ -221,6 +227,9 @@ class Session:
 
     async def _ask_for(self, client: Client, topics: list[str]) -> None:
         """Subscribe to ``topics``, all of them wanted, and note what the broker says to each."""
+        if not topics:
+            return
+        self._asked.update(dict.fromkeys(topics))
         wanted = [(topic, self._topics[topic][0]) for topic in topics]
         said = await client.subscribe(wanted, timeout=ANSWER_S)
         codes = [code if isinstance(code, int) else code.value for code in said]

@@ -17,6 +17,7 @@ from payloads import Fetcher, Payload, Server
 
 from node.errors import ConfigError
 from node.transport import mqtt_session, mqtt_sizes
+from node.transport.mqtt_client import Client
 from node.transport.mqtt_login import PASSWORD_VARIABLE, PROXY_VARIABLE, login
 from node.transport.mqtt_session import BACKOFF_AWAY_TRIES, Session, backoff_s
 from node.transport.mqtt_sizes import OVERHEAD_BYTES
@@ -257,6 +258,40 @@ def test_what_is_asked_for_while_the_connection_is_made_is_read_before_it_stands
             await asyncio.sleep(0.001)
         session.unsubscribe("t/late")
         assert not session.reads("t/late")
+
+    meet(MqttSettings(broker=brokers.amqtt(), version="3.1.1"), Path(), scene)
+
+
+def test_who_begins_something_whenever_we_ask_the_broker_does_not_keep_us_down(monkeypatch):
+    """Each time that topics are asked for a stranger begins anew, and crowds out what it began."""
+    ask_for, unsubscribe = Session._ask_for, Client.unsubscribe
+    asked: list[list[str]] = []
+    told: list[str] = []
+
+    async def ask_for_and_be_knocked_at(session, client, topics):
+        asked.append(topics)
+        await ask_for(session, client, topics)
+        if not session.up and len(asked) < 20:
+            session.unsubscribe("t/knock-0")
+            await session.subscribe(f"t/knock-{len(asked)}", 1, lambda *_: None)
+
+    async def noted(client, topic, *args, **options):
+        told.append(topic)
+        await unsubscribe(client, topic, *args, **options)
+
+    monkeypatch.setattr(Session, "_ask_for", ask_for_and_be_knocked_at)
+    monkeypatch.setattr(Client, "unsubscribe", noted)
+
+    async def scene(session: Watched) -> None:
+        heard = asyncio.Event()
+        await session.subscribe("t/hello", 1, lambda *_: heard.set())
+        await session.subscribe("t/knock-0", 1, lambda *_: None)
+        await session.says(True)
+        assert asked == [["t/hello", "t/knock-0"], ["t/knock-1"]]
+        assert session.reads("t/hello") and session.reads("t/knock-1")
+        session.post("t/hello", b"after what was posted before")
+        await heard.wait()
+        assert told == ["t/probe", "t/knock-0"], "dropped before the broker could be told"
 
     meet(MqttSettings(broker=brokers.amqtt(), version="3.1.1"), Path(), scene)
 
