@@ -184,6 +184,8 @@ class MqttTransport(SecuredTransport):
     def gone(self, connection: Connection) -> None:
         self.settled(connection)
         self._connections.pop((connection.dial, connection.dialled), None)
+        if (joining := self._joining.get(connection.topic)) is not None:
+            joining.cancel()  # else a slow broker's answer would keep each one that was given up
         self.session.unsubscribe(self.pipe_topic(self.me, connection.topic))
         self.stir()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import brokers
 import pytest
 from hostile import PUBLISH, Hostile, length
@@ -380,6 +382,31 @@ def test_beginnings_in_a_members_name_do_not_keep_it_out():
         assert (await bench.heard[1].first("link")).peer == a.me
         await bench.heard[0].first("link")
         assert bench.heard[1].of("failed") == [] and a.stats.refused["half-open"] == 1
+
+    behind(scene)
+
+
+def test_a_beginning_that_was_crowded_out_waits_for_no_answer_of_the_broker():
+    async def scene(bench: Bench, proxy: Hostile):
+        a = await bench.member(0, **bench.options)
+        waiting: dict[str, None] = {}
+
+        async def unanswered(topic, qos, receive):
+            waiting[topic] = None
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                del waiting[topic]
+
+        a.session.subscribe = unanswered
+        for n in range(50):
+            hello = bytes((1, 0)) + n.to_bytes(16, "big") + a._seats[IDS[1]]
+            a._hello(hello + bytes(17) + b"\x16\x03\x01", False)
+            await asyncio.sleep(0)  # it begins to wait
+        await asyncio.sleep(0)  # who is given up ends
+        await asyncio.sleep(0)
+        kept = [a.pipe_topic(a.me, a._connections[dial, False].topic) for dial in a._half_open]
+        assert list(waiting) == kept and len(a._joining) == a.limits.half_open_per_seat
 
     behind(scene)
 
