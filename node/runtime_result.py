@@ -46,7 +46,7 @@ def final_figures(learner: Learner) -> dict[str, Any]:
 
 
 def missed(state: CoreState, roster: Roster) -> list[dict[str, Any]]:
-    """Every neighbour that was missing in some round: when first, when last, and why."""
+    """Every neighbour that was missing in some round: when first, when last, and why then."""
     return [
         {"peer": roster.name(member), "rounds": count, "first": first, "last": last, "why": why}
         for member, (count, first, last, why) in sorted(state.missed.items())

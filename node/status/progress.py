@@ -285,8 +285,12 @@ def last_words(result: Event) -> str:
     known = [figure for figure in ("accuracy", "auroc") if result.get(figure) is not None]
     words += [f"{figure} {result[figure]:.3f}" for figure in known]
     for missed in result["missed"]:
-        span = f"{missed['rounds']} rounds, {missed['first']} to {missed['last']}"
-        words.append(f"{missed['peer']} was missing in {span} ({missed['why']})")
+        if missed["rounds"] == 1:
+            span, why = f"round {missed['last']}", missed["why"]
+        else:  # each round has said its own reason
+            span = f"{missed['rounds']} rounds, {missed['first']} to {missed['last']}"
+            why = f"in the last of them: {missed['why']}"
+        words.append(f"{missed['peer']} was missing in {span} ({why})")
     return "; ".join([*words, f"model in {result['model']}"])
 
 

@@ -19,6 +19,7 @@ from node.status.progress import (
     PlainLines,
     Reporter,
     human_bytes,
+    last_words,
 )
 from node.types.events import (
     Linked,
@@ -165,3 +166,13 @@ def test_a_reader_that_is_gone_does_not_end_the_node() -> None:
 )
 def test_bytes_in_words(count: float, text: str) -> None:
     assert human_bytes(count) == text
+
+
+def test_the_last_words_say_of_which_round_a_reason_is() -> None:
+    found = {"ended": "finished", "rounds": 40, "model": "m"}
+    once = {"peer": "b", "rounds": 1, "first": 27, "last": 27, "why": "it left"}
+    often = {"peer": "c", "rounds": 9, "first": 3, "last": 30, "why": "connection lost"}
+    assert last_words({**found, "missed": [once, often]}) == (
+        "finished at round 40; b was missing in round 27 (it left); "
+        "c was missing in 9 rounds, 3 to 30 (in the last of them: connection lost); model in m"
+    )
